@@ -1,0 +1,354 @@
+"""The configuration tree. Every field carries its docstring; unknown keys fail; `octopus_mcore.config.load` reads YAML into it.
+
+Top-level sections `rollout`, `rewards`, `buffer`, `loss` and `optimizer` are the defaults of every phase; a phase overrides any of
+their keys under the same section name, and the loader merges them, so a validated phase always holds complete sections.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys are errors, docstrings under fields become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PluginConfig(Section):
+    """Something that a user can replace: an import path and its keyword arguments."""
+
+    target: str
+    """`package.module:name` of a class or function; called with `options` as keyword arguments."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the target."""
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it reproducible."""
+
+    name: str
+    """Name of the run; its directory is `<root>/<name>`."""
+    root: str = "runs"
+    """Folder that holds run directories, relative to the working directory."""
+    seed: int = 0
+    """The seed from which, with step and uid, every random choice is drawn."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest complete checkpoint of the run directory; `never` refuses a directory that holds one."""
+
+
+class RuntimeConfig(Section):
+    """How a process uses its machine."""
+
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one rank. More than one on a busy machine spins and can cost 15×."""
+    timeout_minutes: float = Field(default=30.0, gt=0)
+    """Deadline of a collective; past it the process group aborts and names the ranks that are missing."""
+
+
+class ParallelConfig(Section):
+    """The layout: world size = tensor × pipeline × context × data."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size (TP)."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline-parallel size (PP)."""
+    context: Literal[1] = 1
+    """Context-parallel size (CP); sizes above 1 are not supported yet."""
+    data: int | None = Field(default=None, ge=1)
+    """Data-parallel size (DP); null takes what the launched world leaves, or 1 when this command starts the ranks itself."""
+    sequence: bool | None = None
+    """Sequence parallelism (SP); null means on where `tensor` > 1."""
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Whether activations between blocks are split over the tensor-parallel ranks."""
+        return self.tensor > 1 if self.sequence is None else self.sequence
+
+    @property
+    def model_size(self) -> int:
+        """Ranks that hold one copy of the model: tensor × pipeline × context."""
+        return self.tensor * self.pipeline * self.context
+
+
+class ModelConfig(Section):
+    """The Hugging Face checkpoint that the run starts from and how the policy computes with it."""
+
+    path: str
+    """Folder of a Hugging Face checkpoint (config, safetensors, tokenizer, image processor)."""
+    create: PluginConfig | None = None
+    """Function called with `path` (and its options) when `path` does not exist yet; for models made from a recipe, like the digits."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute and parameter dtype of the policy; the optimizer keeps float32 master weights."""
+    layer_spec: Literal["local"] = "local"
+    """Layer implementation: `local` is Megatron-Core's own torch layers. Transformer-Engine joins here."""
+    freeze_vision: bool = False
+    """Keep the vision tower (and its mergers) at its loaded weights."""
+    recompute: Literal["none", "full"] = "none"
+    """Activation recomputation: `full` stores only layer inputs and computes each layer again in the backward pass."""
+
+
+class DataConfig(Section):
+    """Where prompts come from."""
+
+    train: PluginConfig
+    """Prompt source of the RL phases (a `PromptSource`): `octopus_mcore.data.rows:RowSource` for files, or your own."""
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """Longer prompts (images included) are counted and left out."""
+    prompt_suffix: str = ""
+    """Text appended to every question behind a blank line, for instance the self-correction instruction."""
+
+
+class RolloutConfig(Section):
+    """Generation during training."""
+
+    engine: Literal["embedded"] = "embedded"
+    """`embedded` is the Hugging Face model inside the trainer's process, fed by the weight stream."""
+    n: int = Field(default=8, ge=1)
+    """Native rollouts per prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; log-probs everywhere in the trainer are scaled by it."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling. Below 1 the behaviour policy is not the trained one, so training refuses it."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Response length limit, first attempt and correction together."""
+    max_batch_size: int = Field(default=512, ge=1)
+    """Responses that the embedded engine decodes at once."""
+
+
+class RewardConfig(Section):
+    """Judging: parts, weights and caps (see `docs/rewards.md`)."""
+
+    judge: Literal["math", "exact", "choice", "number"] = "math"
+    """How an answer is compared with the truth: `math` is math-verify, `exact` string equality after stripping, `choice` a letter,
+    `number` a number with tolerance."""
+    format_weight: float = Field(default=0.1, ge=0, le=1)
+    """Weight of the format part; accuracy or the self-correction table has the rest (paper Eq. 6)."""
+    shaping: Literal["self_correction", "accuracy"] = "self_correction"
+    """`self_correction` is the pair table below; `accuracy` rewards the final answer only."""
+    wrong_correct: float = 1.0
+    """Table value r' of wrong → correct (paper Eq. 6, values of SRPO)."""
+    correct_correct: float = 0.75
+    """Table value r' of correct → correct."""
+    wrong_wrong: float = 0.0
+    """Table value r' of wrong → wrong."""
+    correct_wrong: float = -0.25
+    """Table value r' of correct → wrong."""
+    no_correction_penalty: float = 0.5
+    """A response without a correction scores accuracy minus this."""
+    identical_cap: float = 0.5
+    """Upper bound of r' when correction and first attempt are the same text."""
+    unboxed_first_cap: float = 0.0
+    """Upper bound of r' when the first attempt leaves its box out or empty (blocks «leave it blank, then correct»)."""
+    bad_format_correction_cap: float = 0.5
+    """Upper bound of r' when the correction is badly formatted."""
+    extra_correction_reward: float | None = 0.0
+    """Reward of a response with more than one correction; null scores it by its first and last attempt."""
+    workers: int = Field(default=1, ge=0)
+    """Judge processes per rank; 0 judges in the trainer's process without a time limit."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """Time limit of one answer comparison; past it the answer counts as wrong and the timeout is counted."""
+
+
+class RecombineConfig(Section):
+    """Octopus rollout augmentation (paper §3.2, Algorithm 1)."""
+
+    enabled: bool = True
+    """Build synthesised rollouts from pairs of natives."""
+    target: int = Field(default=16, ge=1)
+    """Group size N after recombination (natives included)."""
+    selection: Literal["paper", "reference", "random"] = "paper"
+    """`paper` is Algorithm 1 (pairs i ≠ j), `reference` the released program's rule, `random` any pairs."""
+    max_response_tokens: int | None = Field(default=None, ge=1)
+    """Pairs whose joined length exceeds this are never selected; null takes `rollout.max_new_tokens`."""
+
+
+class BufferConfig(Section):
+    """Stages between generation and loss."""
+
+    recombine: RecombineConfig = Field(default_factory=RecombineConfig)
+    """Rollout augmentation."""
+    mask: Literal["none", "first", "changed"] = "none"
+    """`none` trains every token; `first` (stage I) masks first attempt and separator of every rollout with a correction; `changed`
+    (stage II) masks them only where first and final correctness differ (wc, cw)."""
+    advantage: Literal["group", "stratified", "separate"] = "group"
+    """`group` is GRPO over the whole group; `stratified` normalises within equal first-attempt correctness; `separate` gives the
+    first attempt an advantage from its own reward and the correction one from its own."""
+    advantage_epsilon: float = Field(default=1e-6, gt=0)
+    """Added to the group's standard deviation."""
+
+
+class LossConfig(Section):
+    """The policy loss. Formulas and their papers stand in `octopus_mcore/policy/losses.py`."""
+
+    kind: Literal["gspo", "gspo_token", "grpo"] = "gspo_token"
+    """`gspo` sequence-level ratio, `gspo_token` the same ratio with per-token gradient, `grpo` per-token ratio (PPO clip)."""
+    clip_low: float = Field(default=3e-4, gt=0, lt=1)
+    """Lower clip distance of the ratio: 1 − clip_low."""
+    clip_high: float = Field(default=4e-4, gt=0)
+    """Upper clip distance of the ratio: 1 + clip_high."""
+    dual_clip: float | None = Field(default=3.0, gt=1)
+    """Bound of the loss for negative advantages (dual-clip PPO); null turns it off."""
+    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
+    """Mean over sequences of their token means, or mean over all tokens; always over the *global* mini-batch."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL term on the tokens marked by the buffer's mask stage (first attempts in stage I)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of KL(policy ‖ reference), after Schulman's note."""
+
+
+class OptimizerConfig(Section):
+    """AdamW through Megatron's distributed optimizer."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of decay."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning-rate curve after warm-up."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Optimizer steps of linear warm-up; the first step has lr/warmup_steps, not 0."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's first-moment decay."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's second-moment decay."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay (not on biases and norms)."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Global gradient norm bound; 0 turns it off."""
+
+
+class BatchConfig(Section):
+    """How tokens are cut into micro-batches."""
+
+    max_tokens_per_micro_batch: int = Field(default=8192, ge=1)
+    """Token budget of one packed micro-batch; a row longer than this is an error."""
+
+
+class PhaseBase(Section):
+    """What every phase has."""
+
+    steps: int = Field(ge=1)
+    """Training steps of the phase."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """Optimizer of this phase; its state starts fresh with the phase."""
+    eval_every: int = Field(default=0, ge=0)
+    """Evaluate after every so many steps; 0 evaluates only at the phase's end."""
+
+
+class SFTPhaseConfig(PhaseBase):
+    """Supervised cold start."""
+
+    kind: Literal["sft"]
+    """Supervised fine-tuning."""
+    batch_size: int = Field(ge=1)
+    """Sequences per step."""
+    source: PluginConfig
+    """An `SFTSource`: question, response text pieces and which of them are trained."""
+
+
+class RLPhaseConfig(PhaseBase):
+    """Reinforcement learning: one Octopus stage, or a baseline."""
+
+    kind: Literal["rl"]
+    """Reinforcement learning."""
+    prompts_per_step: int = Field(ge=1)
+    """Prompts (groups) per step over all ranks."""
+    updates_per_step: int = Field(default=1, ge=1)
+    """Optimizer updates per step; the groups are divided evenly among them."""
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    """Generation in this phase."""
+    rewards: RewardConfig = Field(default_factory=RewardConfig)
+    """Judging in this phase."""
+    buffer: BufferConfig = Field(default_factory=BufferConfig)
+    """Buffer stages of this phase."""
+    loss: LossConfig = Field(default_factory=LossConfig)
+    """Loss of this phase."""
+
+
+PhaseConfig = Annotated[SFTPhaseConfig | RLPhaseConfig, Field(discriminator="kind")]
+
+
+class EvalSetConfig(Section):
+    """One set of prompts to evaluate on."""
+
+    source: PluginConfig
+    """Prompt source; the first `size` prompts are used."""
+    size: int = Field(default=256, ge=1)
+    """Number of prompts."""
+
+
+class EvalConfig(Section):
+    """Evaluation, during training and by `octopus-mcore evaluate`."""
+
+    sets: dict[str, EvalSetConfig] = Field(default_factory=dict)
+    """Named evaluation sets."""
+    during_training: list[str] = Field(default_factory=list)
+    """Sets that are evaluated during training and on which `checkpoint.best_by` chooses; never the test set."""
+    temperatures: list[float] = Field(default_factory=lambda: [0.0, 1.0])
+    """Sampling temperatures; 0 is greedy."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Response length limit; null takes `rollout.max_new_tokens`."""
+    forced_rounds: int = Field(default=0, ge=0)
+    """Further correction rounds: append the separator to the finished response and go on, so many times (paper §5.4)."""
+
+
+class CheckpointConfig(Section):
+    """Distributed checkpoints of model, optimizer, schedules and everything that resumes."""
+
+    every: int = Field(default=0, ge=0)
+    """Save after every so many steps; 0 saves only at a phase's end."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints of a phase to keep (the phase's last and best ones are always kept)."""
+    best_by: str | None = None
+    """Metric `<set>/T<temperature>/<name>` of the in-training evaluation whose maximum marks the best checkpoint."""
+
+
+class ObserveConfig(Section):
+    """What a run writes for its readers."""
+
+    rollouts_every: int = Field(default=10, ge=0)
+    """Write the rollouts of every so many RL steps as JSONL; 0 writes none."""
+    tensorboard: bool = True
+    """Write TensorBoard events next to `metrics.jsonl`."""
+    progress: bool = True
+    """Show the live progress line (plain lines where the output is no terminal)."""
+
+
+class Config(Section):
+    """The whole run."""
+
+    run: RunConfig
+    """Name, place, seed, resume."""
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    """Threads and deadlines."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """Layout."""
+    model: ModelConfig
+    """Checkpoint and compute."""
+    data: DataConfig
+    """Prompts."""
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    """Micro-batches."""
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    """Default generation settings of the phases."""
+    rewards: RewardConfig = Field(default_factory=RewardConfig)
+    """Default judging of the phases, and the judging of evaluations."""
+    buffer: BufferConfig = Field(default_factory=BufferConfig)
+    """Default buffer stages of the phases."""
+    loss: LossConfig = Field(default_factory=LossConfig)
+    """Default loss of the phases."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """Default optimizer of the phases."""
+    phases: dict[str, PhaseConfig]
+    """The phases in order, each starting from the last one's weights."""
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    """Evaluation sets and settings."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """Saving and keeping."""
+    observe: ObserveConfig = Field(default_factory=ObserveConfig)
+    """Records."""

@@ -1,0 +1,174 @@
+"""The words of the project as types: Prompt, Span, Rollout, Group. This module imports nothing of the project.
+
+Everything here is immutable. A buffer stage builds new groups with `dataclasses.replace`; nothing edits a rollout in place, so a
+journalled rollout and the one that is trained on are the same object. Token ids are exactly those that the engine sampled: no
+function of this project decodes and re-encodes them on the way to the loss (DESIGN contract 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+
+class SpanKind(StrEnum):
+    """What a stretch of a response is."""
+
+    FIRST = "first"
+    SEPARATOR = "separator"
+    CORRECTION = "correction"
+    INJECTED = "injected"
+    OBSERVATION = "observation"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open range `[start, end)` of response tokens (0 = first token after the prompt).
+
+    `version` is the policy version (optimizer steps since the run began) whose weights sampled these tokens. `behaviour_valid`
+    says whether the rollout's behaviour log-probs of this span were measured in the context in which the tokens now stand:
+    recombination puts a correction behind another first attempt and turns it to False.
+    """
+
+    kind: SpanKind
+    start: int
+    end: int
+    version: int = 0
+    behaviour_valid: bool = True
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image inside a token sequence, by reference: pixels live once in the image store, under `key`.
+
+    `key` is the hash of the image's content; `offset` the index of its first placeholder token in the sequence (prompt tokens
+    first, response tokens after them); `grid_thw` the patch grid (frames, rows, columns) before spatial merging;
+    `num_tokens` the number of placeholder tokens, prod(grid_thw) / merge².
+    """
+
+    key: str
+    offset: int
+    grid_thw: tuple[int, int, int]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """An image as the vision tower reads it: `pixel_values` float32 [prod(grid_thw), patch features] and its patch grid."""
+
+    pixel_values: np.ndarray
+    grid_thw: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question with its images, ground truth and metadata. `token_ids` already hold the expanded image placeholders."""
+
+    uid: str
+    token_ids: tuple[int, ...]
+    question: str
+    answer: str
+    images: tuple[ImageRef, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A synthesised rollout's parents: first attempt of native `first`, correction of native `correction` (indices in the group)."""
+
+    first: int
+    correction: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge said of one rollout.
+
+    `total` is the reward; `parts` its named parts; `first_correct` and `final_correct` are the labels of the first attempt and of
+    the last one (equal when there is no correction); `valid` is False for a response that must not be trained on.
+    """
+
+    total: float
+    parts: Mapping[str, float]
+    first_correct: bool
+    final_correct: bool
+    valid: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingSignal:
+    """What the loss does with each response token; three arrays of the rollout's length, written by the buffer's last stages.
+
+    `policy_mask` (bool) marks tokens with a policy gradient, `kl_mask` (bool) tokens held to the reference policy, `advantages`
+    (float32) is read where `policy_mask` is set.
+    """
+
+    policy_mask: np.ndarray
+    kl_mask: np.ndarray
+    advantages: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to a prompt: the sampled token ids, their behaviour log-probs, spans, and what later stages add.
+
+    `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read them
+    through `behaviour_log_probs`, which refuses where a span's context has changed. `finish_reason` is "stop" (an end token was
+    sampled and is the last id), "length" or "abort".
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: np.ndarray
+    spans: tuple[Span, ...]
+    finish_reason: str
+    provenance: Provenance | None = None
+    judgement: Judgement | None = None
+    signal: TrainingSignal | None = None
+
+    @property
+    def synthesised(self) -> bool:
+        """True for a rollout that recombination built."""
+        return self.provenance is not None
+
+    @property
+    def has_correction(self) -> bool:
+        """True when the response holds a self-correction."""
+        return self.span(SpanKind.CORRECTION) is not None
+
+    def span(self, kind: SpanKind) -> Span | None:
+        """The first span of `kind`, or None."""
+        return next((span for span in self.spans if span.kind == kind), None)
+
+    def behaviour_log_probs(self) -> np.ndarray:
+        """Behaviour log-probs of all tokens, float32 [len(token_ids)].
+
+        Raises:
+            ValueError: some span's log-probs belong to another context (DESIGN contract 2).
+        """
+        stale = [span for span in self.spans if not span.behaviour_valid]
+        if stale:
+            raise ValueError(
+                f"behaviour log-probs of the {stale[0].kind} span [{stale[0].start}, {stale[0].end}) were measured in another "
+                "context (the rollout is recombined); use the policy's recomputed `old` log-probs instead"
+            )
+        return self.log_probs
+
+
+@dataclass(frozen=True)
+class Group:
+    """All rollouts of one prompt, natives first in sampling order, synthesised ones behind them."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def natives(self) -> tuple[Rollout, ...]:
+        """The rollouts that the engine sampled."""
+        return tuple(rollout for rollout in self.rollouts if not rollout.synthesised)

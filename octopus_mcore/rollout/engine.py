@@ -1,0 +1,88 @@
+"""What the loop asks of a rollout engine. Token in, token out; weights come only through the weight stream.
+
+The caller owns phase transitions: it never generates while an update is under way. An engine refuses to generate before its first
+`update_weights`. Engines know Prompt-level types and named HF tensors, never a Megatron module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from octopus_mcore.experience.types import ImageRef, ProcessedImage
+from octopus_mcore.models.weight_stream import WeightStream
+
+ImageLookup = Mapping[str, ProcessedImage]
+"""Processed images by content hash (see `octopus_mcore.data.images.ImageStore`)."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. `temperature` 0 is greedy. `stop_token_ids` end a response and are kept as its last id.
+    `banned_token_ids` (vision special tokens) get probability 0, in sampling and in the reported log-probs alike."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    stop_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One response to generate. `token_ids` is everything before the first new token (prompt, or prompt + given response part);
+    requests with equal `token_ids` and images share their prefill. `seed` alone determines the random numbers of this response."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImageRef, ...]
+    sampling: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The engine's answer: new token ids only, their log-probs (float32, temperature-scaled, before top-p truncation; at
+    temperature 0 the log-probs of the untempered distribution), why it ended ("stop", "length", "abort"), and the weight version."""
+
+    token_ids: tuple[int, ...]
+    log_probs: np.ndarray
+    finish_reason: str
+    version: int
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a weight update did: tensors and bytes received, seconds, and the version now served."""
+
+    tensors: int
+    bytes: int
+    seconds: float
+    version: int
+
+
+class RolloutEngine(Protocol):
+    """A generator of responses whose weights are replaced by the policy's after every step."""
+
+    async def generate(self, requests: Sequence[GenerationRequest]) -> Sequence[Generation]:
+        """Answers in the order of the requests. Raises when a request cannot be answered; never returns a made-up one."""
+        ...
+
+    def update_weights(self, stream: WeightStream, version: int) -> SyncReport:
+        """Replaces *all* weights from the stream (collective over the replica). Raises when a tensor is missing, unknown or of
+        another shape, leaving the engine unusable until the next complete update."""
+        ...
+
+    def release_memory(self) -> None:
+        """Frees weights and caches; `update_weights` must follow `resume_memory`."""
+        ...
+
+    def resume_memory(self) -> None:
+        """Takes the memory back."""
+        ...
+
+    def health(self) -> str:
+        """"ready", "no weights" or a sentence that says what is wrong."""
+        ...
