@@ -88,18 +88,41 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class AttemptGrade:
+    """The verdict on one attempt, given once and reused for every pair the attempt takes part in.
+
+    `answer` is the content of its last box after the reasoning (None without a box); `text` its stripped text, kept so that a
+    correction that merely repeats the first attempt can be told.
+    """
+
+    correct: bool
+    formatted: bool
+    answer: str | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What the judge said of one rollout.
 
-    `total` is the reward; `parts` its named parts; `first_correct` and `final_correct` are the labels of the first attempt and of
-    the last one (equal when there is no correction); `valid` is False for a response that must not be trained on.
+    `total` is the reward and `parts` its named parts; `attempts` are the grades of the first attempt and, if there is one, of the
+    correction; `valid` is False for a response that must not be trained on (`parts` then says why).
     """
 
     total: float
     parts: Mapping[str, float]
-    first_correct: bool
-    final_correct: bool
+    attempts: tuple[AttemptGrade, ...]
     valid: bool = True
+
+    @property
+    def first_correct(self) -> bool:
+        """Whether the first attempt is right."""
+        return self.attempts[0].correct
+
+    @property
+    def final_correct(self) -> bool:
+        """Whether the last attempt is right (the first one where there is no correction)."""
+        return self.attempts[-1].correct
 
 
 @dataclass(frozen=True)
