@@ -59,13 +59,11 @@ class ParallelConfig(Section):
     """Context-parallel size (CP); sizes above 1 are not supported yet."""
     data: int | None = Field(default=None, ge=1)
     """Data-parallel size (DP); null takes what the launched world leaves, or 1 when this command starts the ranks itself."""
-    sequence: bool | None = None
-    """Sequence parallelism (SP); null means on where `tensor` > 1."""
 
     @property
     def sequence_parallel(self) -> bool:
-        """Whether activations between blocks are split over the tensor-parallel ranks."""
-        return self.tensor > 1 if self.sequence is None else self.sequence
+        """Whether activations between blocks are split over the tensor-parallel ranks: always, where there are several."""
+        return self.tensor > 1
 
     @property
     def model_size(self) -> int:

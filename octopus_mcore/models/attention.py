@@ -1,0 +1,193 @@
+"""Core attention over a MicroBatch: each tree node is one variable-length query over the keys and values of its path.
+
+Megatron's local `DotProductAttention` refuses packed sequences, and a dense mask over a packed batch would cost the square of its
+length. Here nodes of similar size are gathered into padded batches and go through torch's scaled dot-product attention; a row
+without a shared prefix needs no mask at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import divide
+from torch.nn.functional import scaled_dot_product_attention
+
+_MAX_PADDED_SHARE = 1.25
+"""A batch of nodes may hold this much more than its longest-first neighbours need before a new batch is opened."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stretch of tokens with one path: its own tokens `[start, end)` and, before them, the stretches it descends from."""
+
+    start: int
+    end: int
+    ancestors: tuple[tuple[int, int], ...]
+
+    @property
+    def prefix(self) -> int:
+        """Number of ancestor tokens."""
+        return sum(end - start for start, end in self.ancestors)
+
+
+def tree_nodes(subtree_end: np.ndarray) -> list[Node]:
+    """The nodes of a MicroBatch, in token order, from its `subtree_end` [S].
+
+    Raises:
+        ValueError: subtree ends are not nested, so they describe no forest.
+    """
+    length = len(subtree_end)
+    starts = np.flatnonzero(np.diff(subtree_end, prepend=-1))
+    ends = np.append(starts[1:], length)
+    nodes: list[Node] = []
+    open_nodes: list[tuple[int, int, int]] = []  # (start, end, subtree end) of the current path
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        limit = int(subtree_end[start])
+        while open_nodes and open_nodes[-1][2] <= start:
+            open_nodes.pop()
+        if limit < end or limit > length or (open_nodes and limit > open_nodes[-1][2]):
+            raise ValueError(f"subtree_end is not nested at token {start}: {limit}")
+        nodes.append(Node(start, end, tuple((first, last) for first, last, _ in open_nodes)))
+        open_nodes.append((start, end, limit))
+    return nodes
+
+
+@dataclass(frozen=True)
+class NodeBatch:
+    """Nodes attended together. `query` [N·Lq] and `key` [N·Lk] are flat slots filled from `query_tokens` and `key_tokens`; `mask` is
+    None where plain causality suffices, else bool [N, 1, Lq, Lk]."""
+
+    shape: tuple[int, int, int]
+    query_slots: torch.Tensor
+    query_tokens: torch.Tensor
+    key_slots: torch.Tensor
+    key_tokens: torch.Tensor
+    mask: torch.Tensor | None
+
+
+def plan_batches(nodes: list[Node]) -> list[NodeBatch]:
+    """Nodes sorted by size and cut into batches whose padding stays below a quarter."""
+    return [_node_batch(batch) for batch in _similar_nodes(nodes)]
+
+
+def _similar_nodes(nodes: list[Node]) -> Iterator[list[Node]]:
+    ordered = sorted(nodes, key=lambda node: (bool(node.ancestors), node.end - node.start, node.prefix))
+    batch: list[Node] = []
+    used = 0
+    for node in ordered:
+        size = (node.end - node.start) * (node.prefix + node.end - node.start)
+        if batch:
+            longest = max(node.end - node.start, *(other.end - other.start for other in batch))
+            widest = max(node.prefix, *(other.prefix for other in batch)) + longest
+            padded = (len(batch) + 1) * longest * widest
+            if bool(node.ancestors) != bool(batch[0].ancestors) or padded > _MAX_PADDED_SHARE**2 * (used + size):
+                yield batch
+                batch, used = [], 0
+        batch.append(node)
+        used += size
+    if batch:
+        yield batch
+
+
+def _node_batch(nodes: list[Node]) -> NodeBatch:
+    lengths = np.array([node.end - node.start for node in nodes])
+    prefixes = np.array([node.prefix for node in nodes])
+    query_length, key_length = int(lengths.max()), int((prefixes + lengths).max())
+    own = [np.arange(node.start, node.end) for node in nodes]
+    query_tokens = np.concatenate(own)
+    query_slots = _slots(lengths, query_length)
+    if not prefixes.any():
+        slots, tokens = torch.from_numpy(query_slots), torch.from_numpy(query_tokens)
+        return NodeBatch((len(nodes), query_length, query_length), slots, tokens, slots, tokens, None)
+    paths = [[np.arange(start, end) for start, end in node.ancestors] for node in nodes]
+    key_tokens = np.concatenate([part for path, tail in zip(paths, own, strict=True) for part in (*path, tail)])
+    key_slots = _slots(prefixes + lengths, key_length)
+    limit = prefixes[:, None] + np.arange(query_length)[None, :]
+    mask = np.arange(key_length)[None, None, :] <= limit[:, :, None]
+    return NodeBatch(
+        (len(nodes), query_length, key_length),
+        torch.from_numpy(query_slots),
+        torch.from_numpy(query_tokens),
+        torch.from_numpy(key_slots),
+        torch.from_numpy(key_tokens),
+        torch.from_numpy(mask[:, None]),
+    )
+
+
+def _slots(lengths: np.ndarray, width: int) -> np.ndarray:
+    """Flat indices of the used cells of a [len(lengths), width] table whose rows are filled from the left."""
+    return np.flatnonzero(np.arange(width)[None, :] < lengths[:, None])
+
+
+def _gather(tokens: torch.Tensor, slots: torch.Tensor, source: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """Rows `source` of `tokens` [S, heads, d] laid into a padded batch, [count, heads, length, d]."""
+    padded = tokens.new_zeros((count * length, *tokens.shape[1:]))
+    padded = padded.index_copy(0, slots, tokens.index_select(0, source))
+    return padded.view(count, length, *tokens.shape[1:]).transpose(1, 2)
+
+
+def node_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, subtree_end: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention of flat tokens under the subtree rule.
+
+    Args:
+        query: [S, heads, d]; key, value: [S, key-value heads, d], heads a multiple of key-value heads.
+        subtree_end: int32 [S] on the host.
+        scale: softmax scale.
+
+    Returns:
+        [S, heads, d].
+    """
+    grouped = query.shape[1] != key.shape[1]
+    output = torch.zeros_like(query)
+    for batch in plan_batches(tree_nodes(subtree_end.numpy())):
+        count, query_length, key_length = batch.shape
+        query_slots, query_tokens = batch.query_slots.to(query.device), batch.query_tokens.to(query.device)
+        key_slots, key_tokens = batch.key_slots.to(query.device), batch.key_tokens.to(query.device)
+        attended = scaled_dot_product_attention(
+            _gather(query, query_slots, query_tokens, count, query_length),
+            _gather(key, key_slots, key_tokens, count, key_length),
+            _gather(value, key_slots, key_tokens, count, key_length),
+            attn_mask=None if batch.mask is None else batch.mask.to(query.device),
+            is_causal=batch.mask is None,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+        flat = attended.transpose(1, 2).reshape(count * query_length, *query.shape[1:])
+        output = output.index_copy(0, query_tokens, flat.index_select(0, query_slots))
+    return output
+
+
+class NodeCoreAttention(MegatronModule):
+    """Megatron core attention whose mask argument is the MicroBatch's `subtree_end` (int32 [S], host)."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.width = divide(config.kv_channels * config.num_attention_heads, config.tensor_model_parallel_size)
+        self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor, /, **unused: Any
+    ) -> torch.Tensor:
+        """Query [S, 1, heads, d] and keys/values [S, 1, key-value heads, d] of this rank's heads → context [S, 1, heads·d]."""
+        context = node_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), attention_mask, self.scale)
+        return context.reshape(context.shape[0], 1, self.width)

@@ -1,0 +1,1 @@
+"""The Qwen3-VL family (dense): configuration mapping, model and weight map."""

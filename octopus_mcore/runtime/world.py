@@ -1,0 +1,147 @@
+"""The process world: device, process groups, Megatron's parallel state. Joined once per process, left at the end.
+
+Device and backend are chosen here and nowhere else: CUDA with NCCL where there is a GPU, otherwise the CPU with gloo through
+`runtime.cpu_stand_in`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from octopus_mcore.config.schema import ParallelConfig, RuntimeConfig
+from octopus_mcore.runtime import cpu_stand_in
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: the device, its coordinates in the layout, and the sizes of the layout's axes."""
+
+    device: torch.device
+    rank: int
+    size: int
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes what people read."""
+        return self.rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        """True on ranks of the first pipeline stage."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """True on ranks of the last pipeline stage."""
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def is_replica_leader(self) -> bool:
+        """True on the first rank of a data-parallel replica, where its rollout engine lives."""
+        return self.tensor_rank == 0 and self.pipeline_rank == 0
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable `value`, in rank order. Collective over the world."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """The source rank's picklable `value`. Collective over the world."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=source)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Returns when every rank has arrived."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def local_device() -> torch.device:
+    """The device of this process: its CUDA device (by LOCAL_RANK) where one exists, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+@contextmanager
+def join_world(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[World]:
+    """Joins the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), builds Megatron's groups, yields the
+    world and takes everything down again.
+
+    Raises:
+        ValueError: the world's size is no multiple of tensor × pipeline × context, or differs from what `parallel.data` asks for.
+    """
+    torch.set_num_threads(runtime.threads)
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        cpu_stand_in.install()
+    timeout = timedelta(minutes=runtime.timeout_minutes)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        _check_size(parallel, dist.get_world_size())
+        yield _initialise_megatron(parallel, device, timeout)
+    finally:
+        _leave()
+
+
+def _check_size(parallel: ParallelConfig, size: int) -> None:
+    wanted = parallel.model_size * (parallel.data or 1)
+    if size % parallel.model_size or (parallel.data is not None and size != wanted):
+        raise ValueError(
+            f"{size} ranks were started, but the layout parallel.tensor={parallel.tensor} × parallel.pipeline={parallel.pipeline} × "
+            f"parallel.context={parallel.context} × parallel.data={parallel.data or 'any'} needs "
+            f"{wanted if parallel.data else f'a multiple of {parallel.model_size}'}"
+        )
+
+
+def _initialise_megatron(parallel: ParallelConfig, device: torch.device, timeout: timedelta) -> World:
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
+        distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
+    )
+    # Megatron wants a tracker for dropout. Our models have none, so the seed never reaches a result.
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    return World(
+        device=device,
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def _leave() -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
