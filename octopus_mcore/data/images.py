@@ -1,0 +1,178 @@
+"""Images, stored once by the hash of their content and processed once by the checkpoint's own image processor.
+
+Prompts refer to images by key (`ImageRef`); engines, the policy and the journal look the pixels up here. Processing runs in
+Hugging Face's PIL backend on every machine, with or without torchvision, so a laptop and a cluster see the same pixel values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from octopus_mcore.experience.types import ProcessedImage
+
+ImageSource = str | PathLike | Image.Image
+"""What a row may hold as an image: a file's path or a PIL image."""
+
+Grid = tuple[int, int, int]
+"""Patch grid of an image: frames, rows, columns, before spatial merging."""
+
+
+class UnknownImage(KeyError):
+    """An image was asked for that the store does not hold."""
+
+    def __str__(self) -> str:
+        return f"image {self.args[0]!r} is not in the store: it was never added, or `retain` let it go"
+
+
+def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
+    """The image processor that a checkpoint folder names in `preprocessor_config.json`, in its PIL form.
+
+    Raises:
+        FileNotFoundError: the folder has no `preprocessor_config.json`.
+        ValueError: the file names a processor of another family than Qwen2-VL's, which Qwen3-VL uses too.
+    """
+    file = Path(path) / "preprocessor_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: a vision-language checkpoint needs its image processor's settings")
+    processor = AutoImageProcessor.from_pretrained(str(path), backend="pil")
+    if not isinstance(processor, Qwen2VLImageProcessorPil):
+        raise ValueError(
+            f"{file}: expected the Qwen2-VL family (image_processor_type Qwen2VLImageProcessor or …Fast), "
+            f"found {type(processor).__name__}; other families lay out patches differently and are not supported"
+        )
+    return processor
+
+
+def open_image(source: ImageSource, what: str) -> Image.Image:
+    """The image in RGB, turned upright as its EXIF data say. `what` names the place it belongs to in error messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an image that PIL can decode.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    try:
+        with Image.open(source) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what}: image file {str(source)!r} does not exist") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{what}: image file {str(source)!r} cannot be decoded: {error}") from error
+
+
+def content_key(image: Image.Image) -> str:
+    """The key of an RGB image: 128-bit BLAKE2 of its width, height and decoded pixels, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(b"%dx%d:" % image.size, digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+class ImageStore(Mapping[str, ProcessedImage]):
+    """Processed images by content key, with their raw form beside them for engines that process images themselves.
+
+    Nothing is forgotten silently: memory grows with every new image until the owner calls `retain`.
+    """
+
+    def __init__(self, image_processor: Qwen2VLImageProcessorPil) -> None:
+        self._processor = image_processor
+        self._processed: dict[str, ProcessedImage] = {}
+        self._raw: dict[str, Image.Image] = {}
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along one side of the square that becomes one image token."""
+        return self._processor.merge_size
+
+    def num_tokens(self, grid: Grid) -> int:
+        """Placeholder tokens of an image with this patch grid: prod(grid) / merge²."""
+        return math.prod(grid) // self.merge_size**2
+
+    def add(self, image: Image.Image) -> tuple[str, Grid]:
+        """Stores an image; returns its key and patch grid. An image that is already there costs only its hash."""
+        return self.add_many([image])[0]
+
+    def add_many(self, images: Sequence[Image.Image]) -> list[tuple[str, Grid]]:
+        """Like `add` for many images at once; new images of equal size are processed together."""
+        rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
+        keys = [content_key(image) for image in rgb]
+        by_size: dict[tuple[int, int], dict[str, Image.Image]] = {}
+        for key, image in zip(keys, rgb, strict=True):
+            if key not in self._processed:
+                by_size.setdefault(image.size, {})[key] = image
+        for new in by_size.values():
+            processed = process_equal_sizes(self._processor, list(new.values()))
+            for (key, image), result in zip(new.items(), processed, strict=True):
+                self._processed[key] = result
+                self._raw[key] = image
+        return [(key, self._processed[key].grid_thw) for key in keys]
+
+    def raw(self, key: str) -> Image.Image:
+        """The RGB image as it was added, before any resizing. Raises `UnknownImage`."""
+        try:
+            return self._raw[key]
+        except KeyError:
+            raise UnknownImage(key) from None
+
+    def retain(self, keys: Collection[str]) -> None:
+        """Forgets every image whose key is not among `keys`. Raises `UnknownImage` if one of them is not there."""
+        wanted = set(keys)
+        for key in wanted - self._processed.keys():
+            raise UnknownImage(key)
+        for key in self._processed.keys() - wanted:
+            del self._processed[key], self._raw[key]
+
+    def __getitem__(self, key: str) -> ProcessedImage:
+        try:
+            return self._processed[key]
+        except KeyError:
+            raise UnknownImage(key) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._processed)
+
+    def __len__(self) -> int:
+        return len(self._processed)
+
+
+def process_equal_sizes(processor: Qwen2VLImageProcessorPil, images: Sequence[Image.Image]) -> list[ProcessedImage]:
+    """Processes RGB images of one size; the result equals the processor's image by image, bit for bit.
+
+    Images that keep their size are stacked into one tall picture and go through the processor in one call: rescaling and
+    normalising act on single pixels and patches are cut row by row, so the tall picture's patches are the images' patches in order.
+    Tiny images cost 20× less that way. Images that must be resized go one by one.
+    """
+    if len(images) > 1 and _keeps_its_size(processor, images[0]):
+        tall = np.concatenate([np.asarray(image) for image in images])
+        result = processor(images=[tall], do_resize=False, input_data_format="channels_last", return_tensors="np")
+        parts = np.split(result["pixel_values"], len(images))
+        _, rows, columns = result["image_grid_thw"][0].tolist()
+        grids = [(1, rows // len(images), columns)] * len(images)
+    else:
+        results = [processor(images=[image], return_tensors="np") for image in images]
+        parts = [result["pixel_values"] for result in results]
+        grids = [tuple(result["image_grid_thw"][0].tolist()) for result in results]
+    # a copy each, so that one retained image does not keep the whole batch in memory
+    return [ProcessedImage(np.array(part, dtype=np.float32), grid) for part, grid in zip(parts, grids, strict=True)]
+
+
+def _keeps_its_size(processor: Qwen2VLImageProcessorPil, image: Image.Image) -> bool:
+    """Whether the processor would leave this image's size alone, and does nothing but pixel-wise work and patching."""
+    if type(processor) is not Qwen2VLImageProcessorPil:
+        return False
+    factor = processor.patch_size * processor.merge_size
+    if image.width % factor or image.height % factor:
+        return False
+    size = processor.size
+    return not processor.do_resize or smart_resize(
+        image.height, image.width, factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+    ) == (image.height, image.width)
