@@ -1,0 +1,247 @@
+"""Hugging Face checkpoint folders: reading tensors shard by shard, and writing a weight stream as a folder that loads anywhere.
+
+Reading holds one bucket in memory, writing one shard; neither ever holds the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
+
+from octopus_mcore.models.weight_stream import WeightItem, WeightStream
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TIED_HEAD = "lm_head.weight"
+_COMPANIONS = (".json", ".jinja", ".txt", ".model")
+"""Endings of the files beside the weights that a checkpoint needs: configuration, tokenizer, processors, chat template."""
+_GIB = 2**30
+
+
+def expected_tensors(config: PretrainedConfig) -> dict[str, torch.Size]:
+    """Name and shape of every tensor that a checkpoint of this configuration holds; a tied output matrix is not among them."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop(TIED_HEAD, None)
+    return shapes
+
+
+def check_tensor(item: WeightItem, shapes: dict[str, torch.Size], where: str) -> None:
+    """Raises ValueError when a tensor of a stream is unknown to the model or has another shape. `where` opens the message."""
+    if item.name not in shapes:
+        raise ValueError(f"{where}: the stream holds {item.name!r}, which the model does not have")
+    if item.tensor.shape != shapes[item.name]:
+        raise ValueError(f"{where}: {item.name} has shape {list(item.tensor.shape)}, expected {list(shapes[item.name])}")
+
+
+def check_complete(received: Iterable[str], shapes: dict[str, torch.Size], where: str) -> None:
+    """Raises ValueError when a tensor of the model has not been received."""
+    missing = sorted(shapes.keys() - set(received))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"{where}: the stream ended without {', '.join(missing[:3])}{more}")
+
+
+class HFFolder:
+    """A checkpoint folder whose weights are safetensors, in one file or in indexed shards.
+
+    Raises:
+        FileNotFoundError: the folder, its config.json, its weights or a shard is missing (the message names the file).
+        ValueError: the index is not valid, a shard cannot be read, or a shard lacks a tensor that the index promises.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise FileNotFoundError(f"{self.path}: expected a Hugging Face checkpoint folder, found no config.json in it")
+        self._shard_of = self._read_single() if (self.path / SINGLE_FILE).is_file() else self._read_index()
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration, read anew."""
+        return AutoConfig.from_pretrained(str(self.path))
+
+    def names(self) -> list[str]:
+        """Names of all tensors, shard by shard."""
+        return list(self._shard_of)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU. Raises ValueError when the folder does not hold it."""
+        if name not in self._shard_of:
+            raise ValueError(f"{self.path} holds no tensor {name!r}; the checkpoint is incomplete or of another model")
+        with self._open(self._shard_of[name]) as shard:
+            return shard.get_tensor(name)
+
+    def stream(self, bucket_bytes: int = _GIB) -> WeightStream:
+        """All tensors in buckets of at most `bucket_bytes` (a larger tensor makes a bucket of its own)."""
+        bucket, size = [], 0
+        for name in self._shard_of:
+            tensor = self.tensor(name)
+            if bucket and size + tensor.nbytes > bucket_bytes:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(WeightItem(name, tensor))
+            size += tensor.nbytes
+        if bucket:
+            yield bucket
+
+    def _read_single(self) -> dict[str, str]:
+        with self._open(SINGLE_FILE) as shard:
+            return dict.fromkeys(shard.keys(), SINGLE_FILE)
+
+    def _read_index(self) -> dict[str, str]:
+        """Tensor name → shard file, ordered by shard, after checking that every shard holds what it should."""
+        index = self.path / INDEX_FILE
+        if not index.is_file():
+            raise FileNotFoundError(f"{self.path}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither")
+        try:
+            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{index}: expected a JSON object with a weight_map ({error!r})") from error
+        files = sorted(set(shard_of.values()))
+        absent = [file for file in files if not (self.path / file).is_file()]
+        if absent:
+            raise FileNotFoundError(f"{index} names {len(files)} shards, but {', '.join(absent)} is not in the folder")
+        for file in files:
+            with self._open(file) as shard:
+                lacking = {name for name, at in shard_of.items() if at == file} - set(shard.keys())
+            if lacking:
+                raise ValueError(f"{self.path / file} lacks {sorted(lacking)[0]!r}, which {INDEX_FILE} says it holds")
+        return dict(sorted(shard_of.items(), key=lambda entry: entry[1]))
+
+    def _open(self, file: str) -> safe_open:
+        try:
+            return safe_open(self.path / file, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path / file} is not a readable safetensors file ({error}); an interrupted download or an LFS pointer?"
+            ) from error
+
+
+def save_hf_folder(
+    stream: WeightStream, target: str | os.PathLike | None, template: str | os.PathLike, shard_bytes: int = 4 * _GIB
+) -> Path | None:
+    """Writes the stream as a checkpoint folder and returns it. Collective: ranks that do not write pass `target=None`.
+
+    Everything but the weights comes from the folder `template`, with the configuration's dtype set to the stream's. The folder
+    appears complete or not at all and replaces an earlier checkpoint at `target`. Memory: one shard. After an error the stream
+    is still iterated to its end, so that no other rank waits for this one.
+
+    Raises:
+        FileExistsError: `target` is something else than a checkpoint folder.
+        ValueError: the stream's tensors are not those of the template's configuration.
+    """
+    try:
+        return None if target is None else _write(stream, Path(target), Path(template), shard_bytes)
+    finally:
+        for _ in stream:
+            pass
+
+
+def _write(stream: WeightStream, target: Path, template: Path, shard_bytes: int) -> Path:
+    if target.exists() and not (target / "config.json").is_file():
+        raise FileExistsError(f"{target} exists and is no checkpoint folder; remove it or choose another place")
+    config = AutoConfig.from_pretrained(str(template))
+    draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        writer = _ShardWriter(draft, shard_bytes)
+        shapes = expected_tensors(config)
+        for bucket in stream:
+            for item in bucket:
+                if item.name == TIED_HEAD and config.tie_word_embeddings:
+                    continue  # the embedding under another name; Hugging Face leaves it out as well
+                check_tensor(item, shapes, f"writing {target}")
+                writer.add(item)
+        check_complete(writer.shard_of, shapes, f"writing {target}")
+        writer.finish()
+        _copy_companions(template, draft)
+        _declare_dtype(draft / "config.json", writer.dtypes)
+        _swap(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+class _ShardWriter:
+    """Collects tensors on the CPU and writes a shard whenever the next tensor would exceed the limit."""
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self.folder = folder
+        self.limit = shard_bytes
+        self.shard_of: dict[str, int] = {}
+        self.dtypes: set[torch.dtype] = set()
+        self._pending: dict[str, torch.Tensor] = {}
+        self._shards = 0
+        self._total = 0
+
+    def add(self, item: WeightItem) -> None:
+        """Takes a copy of the tensor: the stream may reuse its memory."""
+        if item.name in self.shard_of:
+            raise ValueError(f"the stream holds {item.name!r} twice")
+        pending = sum(tensor.nbytes for tensor in self._pending.values())
+        if self._pending and pending + item.tensor.nbytes > self.limit:
+            self._flush()
+        self._pending[item.name] = item.tensor.detach().to("cpu", copy=True).contiguous()
+        self.shard_of[item.name] = self._shards
+        self.dtypes.add(item.dtype)
+        self._total += item.tensor.nbytes
+
+    def finish(self) -> None:
+        """Writes what is left, gives the shards their final names and writes the index if there is more than one."""
+        self._flush()
+        if self._shards == 1:
+            self._draft(0).rename(self.folder / SINGLE_FILE)
+            return
+        final = [f"model-{shard + 1:05d}-of-{self._shards:05d}.safetensors" for shard in range(self._shards)]
+        for shard, name in enumerate(final):
+            self._draft(shard).rename(self.folder / name)
+        weight_map = {name: final[shard] for name, shard in sorted(self.shard_of.items())}
+        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+        (self.folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _flush(self) -> None:
+        save_file(self._pending, self._draft(self._shards), metadata={"format": "pt"})
+        self._pending = {}
+        self._shards += 1
+
+    def _draft(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.partial"
+
+
+def _copy_companions(template: Path, folder: Path) -> None:
+    for file in sorted(template.iterdir()):
+        if file.is_file() and file.suffix in _COMPANIONS and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _declare_dtype(file: Path, dtypes: set[torch.dtype]) -> None:
+    """Writes the weights' dtype into config.json: Transformers converts to the declared one when it loads."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if len(dtypes) == 1:
+        dtype = str(next(iter(dtypes))).removeprefix("torch.")
+        for part in (config, config.get("text_config"), config.get("vision_config")):
+            if part is not None:
+                part.pop("torch_dtype", None)
+                part["dtype"] = dtype
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _swap(draft: Path, target: Path) -> None:
+    """Renames the draft to the target; an earlier checkpoint there goes only once the new one is complete."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    draft.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
