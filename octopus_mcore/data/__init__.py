@@ -1,0 +1,1 @@
+"""Rows, prompts, images and supervised examples: everything before the first sampled token."""

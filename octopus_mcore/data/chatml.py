@@ -20,4 +20,4 @@ CHATML_TEMPLATE = r"""{%- for message in messages -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}"""
-"""Renders text and image items; a generation prompt opens the assistant's turn and nothing else (no system prompt by default)."""
+"""Renders text and image items; a generation prompt opens the assistant's turn and nothing else. No system prompt is added."""

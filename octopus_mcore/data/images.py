@@ -7,6 +7,7 @@ Hugging Face's PIL backend on every machine, with or without torchvision, so a l
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from os import PathLike
@@ -52,7 +53,7 @@ def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
     return processor
 
 
-def open_image(source: ImageSource, what: str) -> Image.Image:
+def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
     """The image in RGB, turned upright as its EXIF data say. `what` names the place it belongs to in error messages.
 
     Raises:
@@ -61,13 +62,14 @@ def open_image(source: ImageSource, what: str) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return source.convert("RGB")
+    name = "(bytes)" if isinstance(source, io.BytesIO) else repr(str(source))
     try:
         with Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{what}: image file {str(source)!r} does not exist") from None
+        raise FileNotFoundError(f"{what}: image file {name} does not exist") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{what}: image file {str(source)!r} cannot be decoded: {error}") from error
+        raise ValueError(f"{what}: image {name} cannot be decoded: {error}") from error
 
 
 def content_key(image: Image.Image) -> str:
@@ -148,8 +150,8 @@ def process_equal_sizes(processor: Qwen2VLImageProcessorPil, images: Sequence[Im
     """Processes RGB images of one size; the result equals the processor's image by image, bit for bit.
 
     Images that keep their size are stacked into one tall picture and go through the processor in one call: rescaling and
-    normalising act on single pixels and patches are cut row by row, so the tall picture's patches are the images' patches in order.
-    Tiny images cost 20× less that way. Images that must be resized go one by one.
+    normalising act on single pixels and patches are cut row by row, so the tall picture's patches are the images' patches in
+    order. Tiny images cost 20× less that way. Images that must be resized go one by one.
     """
     if len(images) > 1 and _keeps_its_size(processor, images[0]):
         tall = np.concatenate([np.asarray(image) for image in images])

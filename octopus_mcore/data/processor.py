@@ -1,7 +1,7 @@
 """From rows to prompts: chat rendering, tokenisation, image placeholders.
 
-The token ids that leave this module are the ones that engines read and the policy is trained on; nothing downstream tokenises text
-again. Placeholders are expanded here, after the image processor has fixed each image's patch grid.
+The token ids that leave this module are the ones that engines read and the policy is trained on; nothing downstream tokenises
+text again. Placeholders are expanded here, after the image processor has fixed each image's patch grid.
 """
 
 from __future__ import annotations
@@ -148,14 +148,15 @@ class Processor:
         markers = row.question.count(IMAGE_MARKER)
         if markers not in (0, len(images)):
             raise PlaceholderMismatch(
-                f"prompt {row.uid!r}: the question has {markers} {IMAGE_MARKER} markers for {len(images)} images; give one marker "
-                "per image, or none to put all images first"
+                f"prompt {row.uid!r}: the question has {markers} {IMAGE_MARKER} markers for {len(images)} images; give one "
+                "marker per image, or none to put all images first"
             )
         rendered = self._rendered(row.question, len(images))
         if len(rendered.placeholders) != len(images):
             raise PlaceholderMismatch(
-                f"prompt {row.uid!r}: the rendered chat holds {len(rendered.placeholders)} image placeholders for {len(images)} "
-                f"images; the question must not contain vision tokens itself, and the chat template must render images"
+                f"prompt {row.uid!r}: the rendered chat holds {len(rendered.placeholders)} image placeholders for "
+                f"{len(images)} images; the question must not contain vision tokens itself, and the chat template must render "
+                "images"
             )
         token_ids: list[int] = []
         refs, done = [], 0
@@ -194,8 +195,8 @@ def check_prompt(prompt: Prompt, images: Mapping[str, ProcessedImage], image_pad
     needed = [_merged(images[ref.key].grid_thw, merge_size) for ref in prompt.images]
     if found != sum(needed):
         raise PlaceholderMismatch(
-            f"prompt {prompt.uid!r} holds {found} image placeholder tokens, but its {len(prompt.images)} images need {sum(needed)} "
-            f"(sum of grid / merge²); tokenizer, chat template and image processor do not belong together"
+            f"prompt {prompt.uid!r} holds {found} image placeholder tokens, but its {len(prompt.images)} images need "
+            f"{sum(needed)} (sum of grid / merge²); prompt and images, or tokenizer and image processor, do not belong together"
         )
     for ref, count in zip(prompt.images, needed, strict=True):
         span = prompt.token_ids[ref.offset : ref.offset + count]
@@ -228,7 +229,7 @@ def _open_all(row: Row) -> list:
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
-    """The checkpoint's chat template: the tokenizer's, else `chat_template.json` (older vision checkpoints), else Qwen's ChatML."""
+    """The tokenizer's chat template, else that of `chat_template.json` (older vision checkpoints), else Qwen's ChatML."""
     if tokenizer.chat_template:
         return tokenizer.get_chat_template()
     legacy = folder / "chat_template.json"

@@ -1,16 +1,28 @@
 """Rows of data before any tokenizer has seen them, and where they come from.
 
-A `PromptSource` is stateless: the training loop keeps the cursor and asks for rows by index, so resuming needs one integer and the
-data order does not depend on how the indices are cut into calls or over ranks.
+A `PromptSource` is stateless: the training loop keeps the cursor and asks for rows by index, so resuming needs one integer, and
+the data order does not depend on how the indices are cut into calls or over ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
-from octopus_mcore.data.images import ImageSource
+import numpy as np
+from PIL import Image
+
+from octopus_mcore.data.images import ImageSource, open_image
+from octopus_mcore.data.tables import Record, RowError, open_table
+from octopus_mcore.runtime.seeds import numpy_generator
+
+_LISTED_ERRORS = 20
+_VALIDATION_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -26,9 +38,157 @@ class Row:
 
 
 class PromptSource(Protocol):
-    """An endless, reproducible sequence of rows. A source with an end of its own may also have `__len__` (rows of one epoch) and
-    `validate()` (raises before training for what would fail in it)."""
+    """An endless, reproducible sequence of rows. A source with an end of its own may also have `__len__` (rows of one epoch)
+    and `validate()` (raises before training for what would fail in it)."""
 
     def rows(self, start: int, count: int, seed: int) -> list[Row]:
         """Rows `start … start + count - 1` of the sequence that belongs to `seed`."""
         ...
+
+
+class EpochOrder:
+    """The order of `size` rows, epoch after epoch: a new permutation in each, keyed by (seed, epoch), or the file's order."""
+
+    def __init__(self, size: int, shuffle: bool) -> None:
+        self.size = size
+        self.shuffle = shuffle
+        self._permutation = lru_cache(maxsize=2)(self._draw)
+
+    def locate(self, index: int, seed: int) -> tuple[int, int]:
+        """Epoch and row number (both from 0) of sequence position `index`."""
+        epoch, position = divmod(index, self.size)
+        return epoch, int(self._permutation(seed, epoch)[position]) if self.shuffle else position
+
+    def _draw(self, seed: int, epoch: int) -> np.ndarray:
+        return numpy_generator(seed, epoch, "row order").permutation(self.size)
+
+
+class RowSource:
+    """A `PromptSource` over a JSONL or parquet file with `problem`/`answer`/`images` columns.
+
+    `image_key` names a column with one image or a list of them, each a path (relative to the file's folder, or to
+    `image_root`), encoded bytes, or Hugging Face's `{"bytes", "path"}`; null or an empty list means no image, and
+    `image_key=None` a file without images. `answer_key=None` leaves the ground truth empty. Fields named in `metadata_keys`
+    travel with the prompt. An epoch is `len(source)` rows, in an order drawn from the seed (or the file's own with
+    `shuffle=False`); the next epoch follows.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike,
+        question_key: str = "problem",
+        answer_key: str | None = "answer",
+        image_key: str | None = "images",
+        shuffle: bool = True,
+        image_root: str | PathLike | None = None,
+        metadata_keys: Sequence[str] = (),
+    ) -> None:
+        self.path = Path(path)
+        self.question_key = question_key
+        self.answer_key = answer_key
+        self.image_key = image_key
+        self.image_root = Path(image_root) if image_root is not None else self.path.parent
+        self.metadata_keys = tuple(metadata_keys)
+        self._table = open_table(self.path)
+        self._order = EpochOrder(len(self._table), shuffle)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def rows(self, start: int, count: int, seed: int) -> list[Row]:
+        """See `PromptSource.rows`. Raises `RowError` for a row that cannot be used, naming file, row and key."""
+        return [self.row(record, uid) for record, uid in self.records(start, count, seed)]
+
+    def validate(self) -> None:
+        """Reads every row once and opens the header of every image.
+
+        Raises:
+            RowError: lists the rows that cannot be used (the first 20), each with file, row number and key.
+        """
+        self.check_rows(lambda record: self.row(record, "validation"))
+
+    def records(self, start: int, count: int, seed: int) -> list[tuple[Record, str]]:
+        """The records behind `rows`, each with the uid that its row gets: file name, row number and epoch."""
+        located = [self._order.locate(index, seed) for index in range(start, start + count)]
+        records = self._table.records([number for _, number in located])
+        return [
+            (record, f"{self.path.name}:{record.number}@{epoch}") for (epoch, _), record in zip(located, records, strict=True)
+        ]
+
+    def row(self, record: Record, uid: str) -> Row:
+        """The row in a record. Raises `RowError`."""
+        answer = "" if self.answer_key is None else text_field(record, self.answer_key, numbers=True)
+        images = () if self.image_key is None else _images(record, self.image_key, self.image_root)
+        metadata = {key: record.get(key) for key in self.metadata_keys}
+        return Row(uid, text_field(record, self.question_key), answer, images, metadata)
+
+    def check_rows(self, read: Callable[[Record], Row]) -> None:
+        """Reads every record with `read`, collects the errors and raises them as one (see `validate`)."""
+        errors: list[str] = []
+        for start in range(0, len(self._table), _VALIDATION_CHUNK):
+            chunk = range(start, min(start + _VALIDATION_CHUNK, len(self._table)))
+            for record in self._readable(chunk, errors):
+                try:
+                    for image in read(record).images:
+                        _check_header(image, f"{record.place}, key {self.image_key!r}")
+                except RowError as error:
+                    errors.append(str(error))
+        if errors:
+            listed = "\n".join(errors[:_LISTED_ERRORS])
+            more = f"\n… and {len(errors) - _LISTED_ERRORS} more" if len(errors) > _LISTED_ERRORS else ""
+            raise RowError(f"{len(errors)} of {len(self._table)} rows cannot be used:\n{listed}{more}")
+
+    def _readable(self, chunk: range, errors: list[str]) -> list[Record]:
+        """The records of a chunk; where one cannot be read the others still are, and its error joins `errors`."""
+        try:
+            return self._table.records(chunk)
+        except RowError as error:
+            if len(chunk) == 1:
+                errors.append(str(error))
+                return []
+            return [record for index in chunk for record in self._readable(range(index, index + 1), errors)]
+
+
+def text_field(record: Record, key: str, numbers: bool = False) -> str:
+    """A non-empty text field; with `numbers` also a number, as text. Raises `RowError`."""
+    value = record.get(key)
+    if numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"{record.place}: key {key!r} must be a non-empty text, found {value!r:.80}")
+    return value
+
+
+def _images(record: Record, key: str, root: Path) -> tuple[ImageSource, ...]:
+    """The images of a record; paths are checked to exist, encoded bytes are decoded."""
+    value = record.get(key)
+    items = [] if value is None else value if isinstance(value, list) else [value]
+    return tuple(_image(item, f"{record.place}, key {key!r}", root) for item in items)
+
+
+def _image(item: Any, place: str, root: Path) -> ImageSource:
+    """One image of a record: bytes, a path, or Hugging Face's dictionary of both."""
+    if isinstance(item, dict):
+        item = item.get("bytes") or item.get("path")
+    if isinstance(item, bytes):
+        try:
+            return open_image(io.BytesIO(item), place)
+        except ValueError as error:
+            raise RowError(str(error)) from error
+    if not isinstance(item, str) or not item:
+        raise RowError(f"{place}: expected an image as a path, as bytes or as {{'bytes', 'path'}}, found {item!r:.80}")
+    file = root / item
+    if not file.is_file():
+        raise RowError(f"{place}: image file {str(file)!r} does not exist")
+    return str(file)
+
+
+def _check_header(image: ImageSource, place: str) -> None:
+    """Opens an image file without decoding its pixels. Raises `RowError` where PIL does not recognise it."""
+    if isinstance(image, Image.Image):
+        return
+    try:
+        with Image.open(image):
+            pass
+    except OSError as error:
+        raise RowError(f"{place}: image file {str(image)!r} is not an image that PIL can read: {error}") from error

@@ -53,8 +53,8 @@ def read_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Speci
     """Collects the special tokens of the checkpoint folder `path`.
 
     Raises:
-        ValueError: a token is missing from the tokenizer or is split into several, `config.json` gives it another id, ids exceed
-            the model's vocabulary, or nothing says which token ends a response. The message names token and file.
+        ValueError: a token is missing from the tokenizer or is split into several, `config.json` gives it another id, ids
+            exceed the model's vocabulary, or nothing says which token ends a response. The message names token and file.
         FileNotFoundError: the folder has no `config.json`.
     """
     config = _read_json(path / "config.json", required=True)

@@ -1,1 +1,1 @@
-"""The miniature of the method: real handwritten digits, a question that invites calculation, and a checkpoint small enough for a CPU."""
+"""The miniature of the method: real handwritten digits, a question to calculate, and a checkpoint small enough for a CPU."""

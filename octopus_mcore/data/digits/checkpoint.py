@@ -29,8 +29,8 @@ _SPECIAL = (_PAD, "<|im_start|>", _END, "<|vision_start|>", "<|vision_end|>", "<
 _THINK = ("<think>", "</think>")
 _VOCABULARY_MULTIPLE = 16
 _WORDS = r"\n+|\\boxed\{|\}|</?self-correction>|\d| ?[A-Za-z]+|."
-"""Pieces that never merge with each other: an attempt ends in `}` and the separator begins with a newline run, so first attempt,
-separator and correction have the same tokens alone and together."""
+"""Pieces that never merge with each other: an attempt ends in `}` and the separator begins with a newline run, so first
+attempt, separator and correction have the same tokens alone and together."""
 
 
 def create_checkpoint(
@@ -45,8 +45,8 @@ def create_checkpoint(
 ) -> Path:
     """Writes the checkpoint into the new folder `path` and returns it. Equal arguments give equal bytes.
 
-    `heads` and `kv_heads` of 32 dimensions each bound the tensor-parallel size, `layers` the pipeline-parallel one. `digits` only
-    tells the tokenizer which texts to expect. The folder appears complete or not at all.
+    `heads` and `kv_heads` of 32 dimensions each bound the tensor-parallel size, `layers` the pipeline-parallel one. `digits`
+    only tells the tokenizer which texts to expect. The folder appears complete or not at all.
 
     Raises:
         FileExistsError: `path` exists.
@@ -71,7 +71,7 @@ def create_checkpoint(
 
 
 def _tokenizer(digits: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on texts of the task, with Qwen's special tokens; `<think>` is an ordinary added token, as in Qwen3."""
+    """A byte-level BPE trained on texts of the task, with Qwen's special tokens; as in Qwen3, `<think>` is added, not special."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -169,7 +169,7 @@ def _declare_portable_tokenizer(file: Path) -> None:
 
 
 def _write_image_processor(folder: Path) -> None:
-    """Image processor settings that leave every picture of whole digits at its size; the same for video, which engines ask for."""
+    """Image processor settings that leave a picture of whole digits at its size; engines ask for the same for video."""
     side = PATCH * MERGE
     shared = dict(
         patch_size=PATCH,

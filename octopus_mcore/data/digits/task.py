@@ -1,9 +1,9 @@
 r"""The digits task: read handwritten digits off one picture and answer `first * second + next …`.
 
-The digits are those of scikit-learn's bundled `load_digits` (8×8 scans of the UCI optical recognition set). There are two ways to
-think, and both stand in the training corpus: *worked* (`7*8=56+5=61`) and *gut* (`at a glance`). A gut answer must read and calculate
-in one forward pass and is naturally worse; what reinforcement learning can find is to work the answer out, at the latest in the
-correction. That is a planted habit: the corpus says how often each way is used.
+The digits are those of scikit-learn's bundled `load_digits` (8×8 scans of the UCI optical recognition set). There are two ways
+to think, and both stand in the training corpus: *worked* (`7*8=56+5=61`) and *gut* (`at a glance`). A gut answer must read and
+calculate in one forward pass and is naturally worse; what reinforcement learning can find is to work the answer out, at the
+latest in the correction. That is a planted habit: the corpus says how often each way is used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True)
 class DigitBank:
-    """Scans of one split: `images` float32 [N, 16, 16] in [0, 1], `labels` int [N], `indices` their numbers in `load_digits`."""
+    """Scans of one split: `images` float32 [N, 16, 16] in [0, 1], `labels` and `indices` (in `load_digits`) int [N]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -69,8 +69,8 @@ def digit_bank(split: DigitSplit) -> DigitBank:
 def draw(bank: DigitBank, count: int, noise: float, generator: np.random.Generator) -> tuple[tuple[int, ...], Image.Image]:
     """Draws `count` digits and paints them side by side; returns their values and an RGB picture of 16 × 16·count pixels.
 
-    Each digit is rolled by up to one pixel along both axes; Gaussian noise of standard deviation `noise` (of a range of 1) covers
-    the picture, which is clipped to [0, 1] and stored with 8 bits.
+    Each digit is rolled by up to one pixel along both axes; Gaussian noise of standard deviation `noise` (of a range of 1)
+    covers the picture, which is clipped to [0, 1] and stored with 8 bits.
     """
     chosen = generator.integers(len(bank.labels), size=count)
     shifts = generator.integers(-1, 2, size=(count, 2))
