@@ -1,0 +1,178 @@
+"""Policy loss, KL term and NLL as sums over the tokens of a flat micro-batch.
+
+Every loss here returns its *unnormalised* sum; the caller divides by one number for the whole global mini-batch:
+
+    loss = policy_loss / denominators.policy(config) + config.kl_coefficient · kl_loss / denominators.kl
+    loss = nll_loss / total_weight(weights)
+
+(see `denominators.py`). Shapes, everywhere: T selected tokens, R rows; `log_probs` [T] requires grad, `mask` [T] is bool,
+`row_index` [T] int64 in [0, R) says to which row a token belongs (in any order). Values at unmasked tokens are ignored, be they
+infinite. Computation is in float32 at least.
+
+Next to each loss stand its statistics: name → tensor [2], a sum and a count. They add up over micro-batches and ranks; `means`
+divides at the very end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from octopus_mcore.config.schema import LossConfig
+
+LOG_RATIO_BOUND = 20.0
+"""Log-ratios are clamped to ±this before `exp`, as in the released program; far outside any clip range, it averts overflow."""
+
+KL3_BOUND = 10.0
+"""The k3 estimate of a token is clamped to ±this, as in the released program."""
+
+Stats = dict[str, Tensor]
+
+
+def policy_loss(
+    config: LossConfig,
+    *,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    row_index: Tensor,
+    num_rows: int,
+    entropy: Tensor | None = None,
+) -> tuple[Tensor, Stats]:
+    """The summed clipped policy loss of a micro-batch, and its statistics.
+
+    With M_i the masked tokens of row i, d_t = log π_t − log π_old,t and A_t the advantage, the ratio w_t of token t in row i is
+
+    - `grpo`: w_t = exp(d_t)  (PPO, arXiv 1707.06347 Eq. 7; GRPO, arXiv 2402.03300 Eq. 3);
+    - `gspo`: w_t = s_i = exp(mean of d over M_i)  (GSPO, arXiv 2507.18071 Eqs. 5 and 7), the same for the whole row;
+    - `gspo_token`: w_t = sg[s_i] · π_t / sg[π_t]  (ibid. Eqs. 13 and 14), equal to s_i in value, with its gradient through π_t.
+
+    The token's loss is the clipped one with separate bounds (clip-higher, DAPO, arXiv 2503.14476 §3.1),
+    max(−A·w, −A·clip(w, 1 − clip_low, 1 + clip_high)), for A < 0 bounded by −A·dual_clip (dual clip, arXiv 1912.09729).
+    The sum returned is Σ_i mean over M_i (`sequence_mean`) or Σ over all masked tokens (`token_mean`).
+
+    Statistics, all per masked token: `ratio`; `clip_low`, `clip_high`, `dual_clip` (shares of tokens whose gradient a bound
+    stops); `old_kl` (k3 estimate of KL(π_old ‖ π) from *token* ratios, whatever the loss's own ratio); `entropy` if given.
+
+    Raises:
+        ValueError: kind `gspo` with several advantages inside a row: a sequence ratio has one; `gspo_token` takes many.
+    """
+    log_ratio = _masked(mask, log_probs) - _masked(mask, old_log_probs.detach())
+    advantages = _masked(mask, advantages.detach())
+    if config.kind == "gspo":
+        _require_constant(advantages, mask, row_index, num_rows)
+    ratio = _ratio(config.kind, log_ratio, mask, row_index, num_rows)
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(low, high))
+    dual_clipped = torch.zeros_like(mask)
+    if config.dual_clip is not None:
+        bound = -advantages * config.dual_clip
+        dual_clipped = (advantages < 0) & (loss > bound)
+        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    with torch.no_grad():
+        bounded = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        stats = {
+            "ratio": _over_tokens(ratio, mask),
+            "clip_low": _over_tokens((advantages < 0) & (ratio < low), mask),
+            "clip_high": _over_tokens((advantages > 0) & (ratio > high), mask),
+            "dual_clip": _over_tokens(dual_clipped, mask),
+            "old_kl": _over_tokens(bounded.exp() - 1 - bounded, mask),
+        }
+        if entropy is not None:
+            stats["entropy"] = _over_tokens(entropy, mask)
+    if config.aggregation == "token_mean":
+        return _masked(mask, loss).sum(), stats
+    return _row_means(loss, mask, row_index, num_rows).sum(), stats
+
+
+def kl_loss(
+    config: LossConfig, *, log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, row_index: Tensor, num_rows: int
+) -> tuple[Tensor, Stats]:
+    """The summed KL term towards the reference policy on the tokens of the KL mask: Σ over rows of the row's masked mean.
+
+    With d = log π_ref − log π clamped to ±20, a token's estimate of KL(π ‖ π_ref) is (http://joschu.net/blog/kl-approx.html)
+
+    - `k1`: −d, unbiased, but with an expected *gradient* of 0 for tokens sampled from π: it measures, it hardly restrains;
+    - `k2`: d²/2, biased, with the gradient of KL(π ‖ π_ref);
+    - `k3`: e^d − d − 1 clamped to ±10 (the Octopus setting `low_var_kl`), unbiased and never negative; its expected gradient is
+      that of KL(π_ref ‖ π).
+
+    A row without KL tokens adds 0. Statistic `kl`: the mean estimate per KL token.
+    """
+    difference = _masked(mask, reference_log_probs.detach()) - _masked(mask, log_probs)
+    difference = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    if config.kl_estimator == "k1":
+        estimate = -difference
+    elif config.kl_estimator == "k2":
+        estimate = 0.5 * difference.square()
+    else:
+        estimate = (difference.exp() - difference - 1).clamp(-KL3_BOUND, KL3_BOUND)
+    return _row_means(estimate, mask, row_index, num_rows).sum(), {"kl": _over_tokens(estimate.detach(), mask)}
+
+
+def nll_loss(*, log_probs: Tensor, weights: Tensor) -> tuple[Tensor, Stats]:
+    """The summed weighted negative log-likelihood −Σ w_t log π_t of a supervised micro-batch; `weights` [T], 0 = left out.
+
+    Statistic `nll`: the weighted mean per token.
+    """
+    mask = weights != 0
+    weights = _masked(mask, weights)
+    loss = -(weights * _masked(mask, log_probs)).sum()
+    return loss, {"nll": torch.stack([loss.detach(), weights.sum()]).double()}
+
+
+def add_stats(*parts: Mapping[str, Tensor]) -> Stats:
+    """Adds the statistics of several micro-batches; a name that some of them lack counts there as nothing."""
+    total: Stats = {}
+    for part in parts:
+        for name, pair in part.items():
+            total[name] = total[name] + pair if name in total else pair
+    return total
+
+
+def means(stats: Mapping[str, Tensor]) -> dict[str, float]:
+    """Sums divided by counts. A statistic that counted nothing is left out: there is no honest number for it."""
+    pairs = {name: pair.tolist() for name, pair in stats.items()}
+    return {name: value / count for name, (value, count) in pairs.items() if count > 0}
+
+
+def _ratio(kind: str, log_ratio: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
+    if kind == "grpo":
+        return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    mean = _row_means(log_ratio, mask, row_index, num_rows).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    sequence = mean.exp().index_select(0, row_index)
+    if kind == "gspo":
+        return sequence
+    return sequence.detach() * (log_ratio - log_ratio.detach()).exp()
+
+
+def _require_constant(advantages: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> None:
+    mean = _row_means(advantages, mask, row_index, num_rows).index_select(0, row_index)
+    differs = mask & ~torch.isclose(advantages, mean, rtol=1e-4, atol=1e-6)
+    if bool(differs.any()):
+        row = int(row_index[differs][0])
+        raise ValueError(
+            f"loss.kind gspo needs one advantage per row, but row {row} of the micro-batch has several "
+            "(buffer.advantage: separate?); use loss.kind gspo_token"
+        )
+
+
+def _masked(mask: Tensor, values: Tensor) -> Tensor:
+    """Values at masked tokens, 0 elsewhere (also where they are infinite), in float32 at least, gradient kept."""
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def _row_means(values: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
+    """Mean over each row's masked tokens [R]; 0 for a row without any."""
+    sums = values.new_zeros(num_rows).index_add(0, row_index, _masked(mask, values))
+    counts = values.new_zeros(num_rows).index_add(0, row_index, mask.to(values.dtype))
+    return sums / counts.clamp(min=1)
+
+
+def _over_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """(sum over masked tokens, their number) as float64 [2]."""
+    return torch.stack([_masked(mask, values.double()).sum(), mask.sum().double()])
