@@ -125,8 +125,8 @@ def _initialise_megatron(parallel: ParallelConfig, device: torch.device, timeout
         context_parallel_size=parallel.context,
         distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
     )
-    # Megatron wants a tracker for dropout. Our models have none, so the seed never reaches a result.
-    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    # Megatron wants a tracker for dropout. Our models have none: this tracker forks nothing and its seed never reaches a result.
+    tensor_parallel.model_parallel_cuda_manual_seed(1, inference_rng_tracker=True)
     return World(
         device=device,
         rank=dist.get_rank(),

@@ -1,0 +1,97 @@
+"""A role: one set of weights in the run's layout (policy, reference; critic and reward model later), with or without an optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+
+from octopus_mcore.config.schema import Config, OptimizerConfig
+from octopus_mcore.models.hf_folder import HFFolder
+from octopus_mcore.models.loading import load_weights
+from octopus_mcore.models.qwen3_vl.config import ModelShape, load_hf_config, model_shape, transformer_config
+from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
+from octopus_mcore.models.qwen3_vl.weights import weight_map
+from octopus_mcore.models.weight_map import WeightEntry
+from octopus_mcore.runtime.world import World
+
+
+class NonFiniteGradient(RuntimeError):
+    """The gradient norm is NaN or infinite; no weight was changed."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """`model` is this rank's bare module; `trained` the same module inside Megatron's DDP, None for a role that only computes."""
+
+    name: str
+    shape: ModelShape
+    entries: tuple[WeightEntry, ...]
+    model: Qwen3VLModel
+    trained: DistributedDataParallel | None = None
+
+    @property
+    def chunk(self) -> torch.nn.Module:
+        """The module that Megatron's schedules run."""
+        return self.trained or self.model
+
+
+def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
+    """Builds a role with the weights of the checkpoint folder `model.path`. Collective over the world.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is incomplete, of another family, or the layout does not divide the model.
+    """
+    shape = model_shape(load_hf_config(config.model.path), config.parallel)
+    megatron = transformer_config(shape, config.model, config.parallel)
+    model = Qwen3VLModel(shape, megatron, config.model.layer_spec, config.model.freeze_vision).to(world.device)
+    entries = tuple(weight_map(shape))
+    load_weights(model, entries, HFFolder(config.model.path))
+    if not trained:
+        return Role(name, shape, entries, model.requires_grad_(False).eval())
+    parallel = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    wrapped = DistributedDataParallel(megatron, parallel, model)
+    megatron.finalize_model_grads_func = finalize_model_grads
+    megatron.no_sync_func = wrapped.no_sync
+    return Role(name, shape, entries, model, wrapped)
+
+
+def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
+    """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed (Megatron's default)."""
+    dtype = role.model.config.params_dtype
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad,
+            use_distributed_optimizer=True,
+            params_dtype=dtype,
+            bf16=dtype == torch.bfloat16,
+        ),
+        [role.trained],
+    )
+
+
+def apply_update(optimizer: MegatronOptimizer, lr: float) -> float:
+    """One optimizer step at learning rate `lr`; returns the gradient norm before clipping.
+
+    Raises:
+        NonFiniteGradient: and leaves the weights as they were.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    found_inf = optimizer.prepare_grads()
+    norm = optimizer.get_grad_norm()
+    if found_inf or not math.isfinite(norm):
+        raise NonFiniteGradient(f"gradient norm is {norm}; the update was not made and the weights are those of the last step")
+    optimizer.step()
+    return float(norm)

@@ -1,0 +1,116 @@
+"""One pass of a planned mini-batch through Megatron's pipeline schedule, forward only or with backward.
+
+Every rank of a replica calls with the same rows and plan. What is done with the log-probs of the selected tokens is the caller's
+`TokenFunction`; it runs on the last stage, and its records come back there in micro-batch order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+from octopus_mcore.experience.types import ProcessedImage
+from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.policy.role import Role
+from octopus_mcore.policy.rows import Row, pack_rows, pixel_values, to_device
+from octopus_mcore.policy.token_head import selected_log_probs
+from octopus_mcore.runtime.world import World
+
+TokenFunction = Callable[[Sequence[int], MicroBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
+"""(row numbers of the micro-batch, the micro-batch, log-probs [T], entropies [T] without gradient) → (summed loss already divided by
+its global denominator, a record to hand back)."""
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How log-probs are measured: temperature, tokens outside the softmax, and how many tokens get logits at a time."""
+
+    temperature: float
+    banned_token_ids: tuple[int, ...]
+    chunk_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A mini-batch: all rows of the step, which response tokens matter in each, and this replica's micro-batches of row numbers."""
+
+    rows: Sequence[Row]
+    selections: Sequence[np.ndarray]
+    micro_batches: Sequence[Sequence[int]]
+
+
+def run_pass(
+    role: Role,
+    work: Pass,
+    function: TokenFunction,
+    head: HeadSettings,
+    images: Mapping[str, ProcessedImage],
+    world: World,
+    forward_only: bool,
+) -> list[Any]:
+    """Runs all micro-batches; returns the records on the last stage, an empty list elsewhere. Gradients are left in the role's DDP."""
+    schedule = get_forward_backward_func()
+    with torch.set_grad_enabled(not forward_only):
+        return schedule(
+            forward_step_func=partial(_forward_step, role, head, function, images, world),
+            data_iterator=_batches(work, role.shape.merge_size, world),
+            model=[role.chunk],
+            num_microbatches=len(work.micro_batches),
+            seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+
+def _batches(work: Pass, merge_size: int, world: World) -> Iterator[tuple[Sequence[int], MicroBatch]]:
+    for numbers in work.micro_batches:
+        rows, selections = [work.rows[i] for i in numbers], [work.selections[i] for i in numbers]
+        yield numbers, to_device(pack_rows(rows, selections, merge_size, world.tensor_size), world.device)
+
+
+def _forward_step(
+    role: Role,
+    head: HeadSettings,
+    function: TokenFunction,
+    images: Mapping[str, ProcessedImage],
+    world: World,
+    iterator: Iterator[tuple[Sequence[int], MicroBatch]],
+    chunk: torch.nn.Module,
+) -> tuple[torch.Tensor, Callable]:
+    numbers, batch = next(iterator)
+    pixels = None
+    if batch.images is not None and role.model.pre_process:
+        pixels = pixel_values(batch.images, images).to(world.device)
+    return chunk(batch, pixels), partial(_finish, role, head, function, numbers, batch)
+
+
+def _finish(
+    role: Role, head: HeadSettings, function: TokenFunction, numbers: Sequence[int], batch: MicroBatch, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """The schedule's loss function. With `calculate_per_token_loss` and a token count of 0, neither the schedule nor DDP nor the
+    final gradient scaling divides by anything: the loss is already normalised (DESIGN §6, shape 5)."""
+    flat = hidden.squeeze(1)
+    if role.model.config.sequence_parallel:
+        # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.
+        flat = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
+    log_probs, entropy = selected_log_probs(
+        flat.index_select(0, batch.selected),
+        role.model.head_weight(),
+        batch.targets,
+        temperature=head.temperature,
+        vocab_size=role.shape.vocab_size,
+        banned=torch.tensor(head.banned_token_ids, dtype=torch.int64, device=flat.device),
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        chunk_size=head.chunk_tokens,
+        with_entropy=True,
+    )
+    loss, record = function(numbers, batch, log_probs, entropy.detach())
+    return loss, torch.zeros((), dtype=torch.int, device=flat.device), record

@@ -1,0 +1,119 @@
+"""A tiny random Qwen3-VL checkpoint and random rows with images of different sizes, for tests that compare layouts and libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from octopus_mcore.experience.types import ImageRef, ProcessedImage
+from octopus_mcore.policy.rows import Row
+from octopus_mcore.runtime.seeds import numpy_generator, torch_generator
+
+IMAGE_PAD = 5
+BANNED = (4, IMAGE_PAD, 6, 7)
+VOCABULARY = 99  # odd: tensor parallelism must pad it
+PATCH_FEATURES = 3 * 2 * 4 * 4
+
+
+def tiny_config(tied: bool) -> Qwen3VLConfig:
+    return Qwen3VLConfig(
+        text_config=dict(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=512,
+            initializer_range=0.1,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 2, 2], mrope_interleaved=True),
+        ),
+        vision_config=dict(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=32,
+            num_position_embeddings=16,
+            deepstack_visual_indexes=[0, 1],
+            initializer_range=0.1,
+        ),
+        image_token_id=IMAGE_PAD,
+        video_token_id=6,
+        vision_start_token_id=4,
+        vision_end_token_id=7,
+        tie_word_embeddings=tied,
+    )
+
+
+def create_tiny_checkpoint(path: str | Path, tied: bool = True, seed: int = 0) -> Path:
+    """Random weights everywhere, norms and biases too: an entry of the weight map that is lost or swapped shows."""
+    config = tiny_config(tied)
+    config._attn_implementation = "eager"
+    model = Qwen3VLForConditionalGeneration(config)
+    generator = torch_generator(seed, "tiny")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.copy_(1 + spread if parameter.dim() == 1 else spread)
+    model.save_pretrained(path)
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class TinyBatch:
+    """Rows, their images, and for each row which response tokens are looked at."""
+
+    rows: list[Row]
+    images: dict[str, ProcessedImage]
+    selections: list[np.ndarray]
+
+
+def tiny_batch(seed: int = 0, image_counts: tuple[int, ...] = (0, 1, 3, 1), shared: bool = True) -> TinyBatch:
+    """One row per entry of `image_counts`. With `shared`, the last row reuses an image of the row before it."""
+    draw = numpy_generator(seed, "tiny batch")
+    images: dict[str, ProcessedImage] = {}
+    rows: list[Row] = []
+    for index, count in enumerate(image_counts):
+        tokens, references = list(draw.integers(8, VOCABULARY, draw.integers(1, 5))), []
+        for number in range(count):
+            reuse = shared and index == len(image_counts) - 1 and index > 0 and rows[-1].images
+            key = rows[-1].images[-1].key if reuse else f"image {index}.{number}"
+            if key not in images:
+                grid = (1, 2 * int(draw.integers(1, 4)), 2 * int(draw.integers(1, 4)))
+                patches = draw.standard_normal((int(np.prod(grid)), PATCH_FEATURES), dtype=np.float32)
+                images[key] = ProcessedImage(patches, grid)
+            grid = images[key].grid_thw
+            size = int(np.prod(grid)) // 4
+            references.append(ImageRef(key, len(tokens) + 1, grid, size))
+            tokens += [4, *[IMAGE_PAD] * size, 7, *draw.integers(8, VOCABULARY, draw.integers(1, 4))]
+        prompt_length = len(tokens)
+        tokens += list(draw.integers(8, VOCABULARY, draw.integers(4, 12)))
+        rows.append(Row(f"row {index}", np.array(tokens, dtype=np.int64), prompt_length, tuple(references)))
+    selections = [draw.random(row.response_length) < 0.8 for row in rows]
+    return TinyBatch(rows, images, selections)
+
+
+def hf_log_probs(
+    model: Qwen3VLForConditionalGeneration, batch: TinyBatch, row: int, temperature: float, banned: tuple[int, ...] = BANNED
+) -> torch.Tensor:
+    """Log-probs of a row's selected response tokens by Transformers' own forward pass, one row at a time, with gradient."""
+    item = batch.rows[row]
+    ids = torch.from_numpy(item.token_ids)[None]
+    kinds = (ids == IMAGE_PAD).int()
+    pixels = {}
+    if item.images:
+        pixels["pixel_values"] = torch.from_numpy(np.concatenate([batch.images[i.key].pixel_values for i in item.images]))
+        pixels["image_grid_thw"] = torch.tensor([i.grid_thw for i in item.images])
+    logits = model(input_ids=ids, mm_token_type_ids=kinds, **pixels).logits[0].float() / temperature
+    logits = logits.index_fill(1, torch.tensor(banned), float("-inf"))
+    chosen = item.prompt_length + torch.from_numpy(np.flatnonzero(batch.selections[row]))
+    return logits[chosen - 1].log_softmax(-1).gather(1, ids[0, chosen][:, None])[:, 0]
