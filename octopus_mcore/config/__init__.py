@@ -1,0 +1,1 @@
+"""The typed configuration tree: schema, loading with overrides, layout arithmetic, dry run and reference."""

@@ -1,7 +1,7 @@
 """The configuration tree. Every field carries its docstring; unknown keys fail; `octopus_mcore.config.load` reads YAML into it.
 
-Top-level sections `rollout`, `rewards`, `buffer`, `loss` and `optimizer` are the defaults of every phase; a phase overrides any of
-their keys under the same section name, and the loader merges them, so a validated phase always holds complete sections.
+Top-level sections `rollout`, `rewards`, `buffer`, `loss` and `optimizer` are the defaults of every phase; a phase overrides any
+of their keys under the same section name, and the loader merges them, so a validated phase always holds complete sections.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ModelConfig(Section):
     path: str
     """Folder of a Hugging Face checkpoint (config, safetensors, tokenizer, image processor)."""
     create: PluginConfig | None = None
-    """Function called with `path` (and its options) when `path` does not exist yet; for models made from a recipe, like the digits."""
+    """Function called with `path` and its options when `path` does not exist yet; for models made from a recipe, like the digits."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute and parameter dtype of the policy; the optimizer keeps float32 master weights."""
     layer_spec: Literal["local"] = "local"
@@ -120,8 +120,8 @@ class RewardConfig(Section):
     """Judging: parts, weights and caps (see `docs/rewards.md`)."""
 
     judge: Literal["math", "exact", "choice", "number"] = "math"
-    """How an answer is compared with the truth: `math` is math-verify, `exact` string equality after stripping, `choice` a letter,
-    `number` a number with tolerance."""
+    """How an answer is compared with the truth: `math` is math-verify, `exact` string equality after stripping, `choice` a
+    letter, `number` a number with tolerance."""
     format_weight: float = Field(default=0.1, ge=0, le=1)
     """Weight of the format part; accuracy or the self-correction table has the rest (paper Eq. 6)."""
     shaping: Literal["self_correction", "accuracy"] = "self_correction"
@@ -169,11 +169,11 @@ class BufferConfig(Section):
     recombine: RecombineConfig = Field(default_factory=RecombineConfig)
     """Rollout augmentation."""
     mask: Literal["none", "first", "changed"] = "none"
-    """`none` trains every token; `first` (stage I) masks first attempt and separator of every rollout with a correction; `changed`
-    (stage II) masks them only where first and final correctness differ (wc, cw)."""
+    """`none` trains every token; `first` (stage I) masks first attempt and separator of every rollout with a correction;
+    `changed` (stage II) masks them only where first and final correctness differ (wc, cw)."""
     advantage: Literal["group", "stratified", "separate"] = "group"
-    """`group` is GRPO over the whole group; `stratified` normalises within equal first-attempt correctness; `separate` gives the
-    first attempt an advantage from its own reward and the correction one from its own."""
+    """`group` is GRPO over the whole group; `stratified` normalises within equal first-attempt correctness; `separate` gives
+    the first attempt an advantage from its own reward and the correction one from its own."""
     advantage_epsilon: float = Field(default=1e-6, gt=0)
     """Added to the group's standard deviation."""
 

@@ -1,0 +1,165 @@
+"""What `--dry-run` prints: the resolved tree, the layout, the batch arithmetic, the phases and every violation at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from octopus_mcore.config.layout import check, data_parallel_size, longest_row, ranks_to_start
+from octopus_mcore.config.load import ConfigError, examine, read_hf_config
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+
+
+@dataclass(frozen=True)
+class Description:
+    """The answer to a dry run: what to print, and what is wrong (nothing when the run can start)."""
+
+    text: str
+    violations: tuple[str, ...]
+
+
+def launched_world_size(environment: Mapping[str, str] | None = None) -> int | None:
+    """Ranks that torchrun (WORLD_SIZE) or srun (SLURM_NTASKS with MASTER_ADDR) started; None when no launcher did."""
+    environment = os.environ if environment is None else environment
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return int(environment["WORLD_SIZE"])
+    if "MASTER_ADDR" in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
+        return int(environment["SLURM_NTASKS"])
+    return None
+
+
+def violations_of(config: Config, world_size: int | None = None) -> list[str]:
+    """All that `layout.check` says, with the checkpoint folder looked at as well."""
+    problems, hf_config = [], None
+    try:
+        hf_config = read_hf_config(config.model.path)
+        if hf_config is None and config.model.create is None:
+            problems = [f"model.path={config.model.path!r} does not exist, and model.create names no function that makes it"]
+    except (FileNotFoundError, ValueError) as error:
+        problems = [f"model.path: {error}"]
+    return problems + check(config, world_size, hf_config)
+
+
+def load_checked(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> Config:
+    """A configuration that passed the schema and all arithmetic.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no YAML mapping.
+    """
+    config, violations = examine(path, overrides)
+    violations += violations_of(config, world_size) if config is not None else []
+    if violations:
+        raise ConfigError(violations, str(path))
+    assert config is not None
+    return config
+
+
+def describe(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> Description:
+    """Everything a user wants to know before the run starts.
+
+    With violations, the tree that is shown leaves the faulty keys out, and what can be computed from the rest is shown as well.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no YAML mapping.
+    """
+    config, schema_violations = examine(path, overrides)
+    if config is None:
+        return Description(_violation_text(schema_violations), tuple(schema_violations))
+    violations = [*schema_violations, *violations_of(config, world_size)]
+    title = "Resolved configuration" + (" (faulty keys left out)" if schema_violations else "")
+    parts = [
+        _section(title, resolved_yaml(config)),
+        _section("Layout", "\n".join(_layout(config, world_size))),
+        _section("Phases", "\n".join(_phases(config, data_parallel_size(config, world_size)))),
+        _violation_text(violations),
+    ]
+    return Description("\n".join(parts), tuple(violations))
+
+
+def resolved_yaml(config: Config) -> str:
+    """The whole tree as YAML, defaults included; reading it back gives an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _section(title: str, body: str) -> str:
+    return f"{title}\n{'-' * len(title)}\n{body.rstrip()}\n"
+
+
+def _violation_text(violations: Sequence[str]) -> str:
+    if not violations:
+        return "No violations: this run can start.\n"
+    title = f"{len(violations)} violation{'s' if len(violations) != 1 else ''}"
+    return _section(title, "\n".join(f"- {violation}" for violation in violations))
+
+
+def _layout(config: Config, world_size: int | None) -> Iterator[str]:
+    parallel, size = config.parallel, data_parallel_size(config, world_size)
+    ranks = world_size if world_size is not None else ranks_to_start(config)
+    started = "started by the launcher" if world_size is not None else "started by this command"
+    yield f"{ranks} ranks ({started}), {config.runtime.threads} CPU thread(s) each"
+    yield f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} × data {size}"
+    sequence = "on" if parallel.sequence_parallel else "off"
+    yield f"sequence parallelism {sequence}, {config.model.dtype}, recompute {config.model.recompute}"
+    if Path(config.model.path).exists():
+        yield f"model {config.model.path}"
+    elif config.model.create is not None:
+        yield f"model {config.model.path}, made at the start by {config.model.create.target}"
+
+
+def _phases(config: Config, data_size: int) -> Iterator[str]:
+    updates = 0
+    for name, phase in config.phases.items():
+        per_step = 1 if isinstance(phase, SFTPhaseConfig) else phase.updates_per_step
+        updates += per_step * phase.steps
+        yield f"{name} ({phase.kind}): {phase.steps} steps, {per_step * phase.steps} updates, {_evaluated(phase.eval_every)}"
+        lines = _sft_batch(phase, data_size) if isinstance(phase, SFTPhaseConfig) else _rl_batch(config, phase, data_size)
+        yield from (f"    {line}" for line in lines)
+    yield f"total: {sum(phase.steps for phase in config.phases.values())} steps, {updates} optimizer updates"
+
+
+def _evaluated(every: int) -> str:
+    return f"evaluated every {every} steps" if every else "evaluated at its end"
+
+
+def _sft_batch(phase: SFTPhaseConfig, data_size: int) -> Iterator[str]:
+    yield f"per step: {phase.batch_size} sequences, {_share(phase.batch_size, data_size)} on each of {data_size} DP ranks"
+    yield f"{_learning(phase)}; source {phase.source.target}"
+
+
+def _learning(phase: SFTPhaseConfig | RLPhaseConfig) -> str:
+    return f"learning rate {phase.optimizer.lr:g} {phase.optimizer.decay}, warm-up {phase.optimizer.warmup_steps} updates"
+
+
+def _rl_batch(config: Config, phase: RLPhaseConfig, data_size: int) -> Iterator[str]:
+    recombine, n = phase.buffer.recombine, phase.rollout.n
+    group = recombine.target if recombine.enabled else n
+    prompts, row = phase.prompts_per_step, longest_row(config, phase)
+    rows, per_update = prompts * group, prompts / phase.updates_per_step
+    made = f", recombined ({recombine.selection}) to {rows} rows" if recombine.enabled else ""
+    yield f"per step: {prompts} prompts × {n} = {prompts * n} rollouts{made}"
+    yield (
+        f"per update ({phase.updates_per_step} a step): {per_update:g} groups = {per_update * group:g} rows, "
+        f"{_share(per_update, data_size)} groups on each of {data_size} DP ranks"
+    )
+    yield (
+        f"upper bounds: {row} tokens a row (prompt {config.data.max_prompt_tokens}), {rows * row:,} a step, "
+        f"{config.batch.max_tokens_per_micro_batch} a micro-batch"
+    )
+    yield f"advantage {phase.buffer.advantage}, mask {phase.buffer.mask}, loss {phase.loss.kind} ({_kl(phase)})"
+    yield _learning(phase)
+
+
+def _kl(phase: RLPhaseConfig) -> str:
+    return f"KL {phase.loss.kl_coefficient:g} {phase.loss.kl_estimator}" if phase.loss.kl_coefficient else "no KL"
+
+
+def _share(count: float, parts: int) -> Any:
+    return f"{count / parts:g}"

@@ -1,0 +1,179 @@
+"""Layout and batch arithmetic, and `check`: everything in a configuration that cannot work together, all at once.
+
+Pure functions of the configuration, the number of ranks and the checkpoint's `config.json`; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from octopus_mcore.config.model_layout import check_model
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check(config: Config, world_size: int | None = None, hf_config: Mapping[str, Any] | None = None) -> list[str]:
+    """Every violation of the arithmetic between the configuration's keys; an empty list means that it can run.
+
+    `world_size` is the number of ranks that were started, None when this command starts them. `hf_config` is the content of the
+    checkpoint's `config.json` (`config.load.read_hf_config`), None when the folder does not exist yet.
+    """
+    violations = [*_check_world(config, world_size), *_check_names(config)]
+    size = data_parallel_size(config, world_size)
+    for name, phase in config.phases.items():
+        violations += (
+            _check_sft(name, phase, size) if isinstance(phase, SFTPhaseConfig) else _check_rl(name, phase, size, config)
+        )
+        violations += _check_phase(name, phase)
+    violations += _check_evaluation(config)
+    if hf_config is not None:
+        violations += check_model(hf_config, config.parallel)
+    return violations
+
+
+def ranks_to_start(config: Config) -> int:
+    """Ranks that `octopus-mcore train` starts when no launcher did: tensor × pipeline × context × data (1 where unset)."""
+    return config.parallel.model_size * (config.parallel.data or 1)
+
+
+def data_parallel_size(config: Config, world_size: int | None = None) -> int:
+    """Data-parallel size (DP): `parallel.data`, or what the launched world leaves; at least 1."""
+    if config.parallel.data is not None:
+        return config.parallel.data
+    return max(1, (world_size or config.parallel.model_size) // config.parallel.model_size)
+
+
+def longest_row(config: Config, phase: RLPhaseConfig) -> int:
+    """Upper bound of the tokens of one training row: prompt and response."""
+    response = phase.rollout.max_new_tokens
+    if phase.buffer.recombine.enabled:
+        response = max(response, phase.buffer.recombine.max_response_tokens or 0)
+    return config.data.max_prompt_tokens + response
+
+
+def _check_world(config: Config, world_size: int | None) -> Iterator[str]:
+    parallel = config.parallel
+    product = f"parallel.tensor={parallel.tensor} × parallel.pipeline={parallel.pipeline} × parallel.context={parallel.context}"
+    if world_size is not None and parallel.data is None and world_size % parallel.model_size:
+        yield f"{world_size} ranks were started, but {product} needs a multiple of {parallel.model_size}"
+    if world_size is not None and parallel.data is not None and world_size != parallel.model_size * parallel.data:
+        needed = parallel.model_size * parallel.data
+        yield f"{world_size} ranks were started, but {product} × parallel.data={parallel.data} needs exactly {needed}"
+
+
+def _check_names(config: Config) -> Iterator[str]:
+    if not config.phases:
+        yield "phases is empty: a run needs at least one phase"
+    names = [("run.name", config.run.name), *((f"phases.{name}", name) for name in config.phases)]
+    names += [(f"eval.sets.{name}", name) for name in config.eval.sets]
+    for key, name in names:
+        if not _SAFE_NAME.fullmatch(name):
+            yield f"{key}: the name {name!r} becomes part of file names; use letters, digits, '.', '_' and '-'"
+
+
+def _check_phase(name: str, phase: SFTPhaseConfig | RLPhaseConfig) -> Iterator[str]:
+    if phase.optimizer.min_lr > phase.optimizer.lr:
+        yield f"phases.{name}.optimizer: min_lr={phase.optimizer.min_lr:g} is above lr={phase.optimizer.lr:g}"
+
+
+def _check_sft(name: str, phase: SFTPhaseConfig, data_size: int) -> Iterator[str]:
+    if phase.batch_size % data_size:
+        yield (
+            f"phases.{name}.batch_size={phase.batch_size} does not divide among the {data_size} data-parallel ranks "
+            "(parallel.data, or what the launched world leaves)"
+        )
+
+
+def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -> Iterator[str]:
+    key = f"phases.{name}"
+    if phase.prompts_per_step % phase.updates_per_step:
+        yield (
+            f"{key}.prompts_per_step={phase.prompts_per_step} does not divide into "
+            f"{key}.updates_per_step={phase.updates_per_step} updates of whole groups"
+        )
+    elif (groups := phase.prompts_per_step // phase.updates_per_step) % data_size:
+        yield (
+            f"{key}: {groups} groups per update (prompts_per_step={phase.prompts_per_step} ÷ "
+            f"updates_per_step={phase.updates_per_step}) do not divide among the {data_size} data-parallel ranks "
+            "(parallel.data, or what the launched world leaves)"
+        )
+    if phase.rollout.top_p < 1:
+        yield (
+            f"{key}.rollout.top_p={phase.rollout.top_p:g}: training needs top_p=1, because truncated sampling is not the "
+            "policy whose log-probs are trained"
+        )
+    if (row := longest_row(config, phase)) > config.batch.max_tokens_per_micro_batch:
+        yield (
+            f"{key}: a row can have {row} tokens (data.max_prompt_tokens={config.data.max_prompt_tokens} + the response limit "
+            f"{row - config.data.max_prompt_tokens}), more than batch.max_tokens_per_micro_batch="
+            f"{config.batch.max_tokens_per_micro_batch}, and a row is never cut"
+        )
+    yield from _check_groups(key, phase)
+
+
+def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
+    n, buffer = phase.rollout.n, phase.buffer
+    recombine = buffer.recombine
+    if recombine.enabled:
+        pairs = n * (n - 1) if recombine.selection == "paper" else n * n
+        if recombine.target < n:
+            yield f"{key}.buffer.recombine.target={recombine.target} is below rollout.n={n}: the target counts the natives"
+        elif recombine.target - n > pairs:
+            yield (
+                f"{key}.buffer.recombine.target={recombine.target}: {n} natives (rollout.n) give only {pairs} pairs to build "
+                f"{recombine.target - n} more rollouts from"
+            )
+    elif n < 2:
+        yield f"{key}.rollout.n=1 without recombination: the advantage of a group of one is always 0; take rollout.n >= 2"
+    if phase.loss.kl_coefficient > 0 and buffer.mask != "first":
+        yield (
+            f"{key}.loss.kl_coefficient={phase.loss.kl_coefficient:g} has no effect with {key}.buffer.mask={buffer.mask}: only "
+            "the mask `first` marks tokens for the KL term; set the coefficient to 0 or the mask to first"
+        )
+
+
+def _check_evaluation(config: Config) -> Iterator[str]:
+    evaluation = config.eval
+    for name in evaluation.during_training:
+        if name not in evaluation.sets:
+            yield f"eval.during_training names {name!r}, which is not among eval.sets: {_listed(evaluation.sets)}"
+    if len(set(evaluation.during_training)) < len(evaluation.during_training):
+        yield "eval.during_training names a set twice"
+    if evaluation.sets and not evaluation.temperatures:
+        yield "eval.temperatures is empty, but eval.sets is not: give at least one temperature"
+    if len(set(evaluation.temperatures)) < len(evaluation.temperatures):
+        yield "eval.temperatures names a temperature twice"
+    for temperature in evaluation.temperatures:
+        if temperature < 0:
+            yield f"eval.temperatures holds {temperature:g}: a temperature is 0 (greedy) or above"
+    for name, phase in config.phases.items():
+        if phase.eval_every and not evaluation.during_training:
+            yield f"phases.{name}.eval_every={phase.eval_every} has no effect: eval.during_training is empty"
+    if config.checkpoint.best_by is not None:
+        yield from _check_best_by(config, config.checkpoint.best_by)
+
+
+def _check_best_by(config: Config, best_by: str) -> Iterator[str]:
+    key = f"checkpoint.best_by={best_by!r}"
+    parts = best_by.split("/")
+    if len(parts) != 3:
+        yield f"{key} must have the form <set>/T<temperature>/<metric>, for instance validation/T1/final_accuracy"
+        return
+    name, temperature, metric = parts
+    if name not in config.eval.during_training:
+        yield f"{key}: the set {name!r} is not among eval.during_training: {_listed(config.eval.during_training)}"
+    elif name == "test":
+        yield f"{key} would choose the checkpoint on the test set; choose on a validation set"
+    known = [temperature_name(value) for value in config.eval.temperatures]
+    if temperature not in known:
+        yield f"{key}: {temperature!r} is not among eval.temperatures: {_listed(known)}"
+    if metric not in EVALUATION_METRICS:
+        yield f"{key}: unknown metric {metric!r}; known are {_listed(EVALUATION_METRICS)}"
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names) or "(none)"

@@ -1,0 +1,45 @@
+"""Whether a checkpoint's architecture can be laid out over the ranks as the configuration asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from octopus_mcore.config.schema import ParallelConfig
+
+MODEL_TYPES = ("qwen3_vl",)
+"""`model_type` values whose Megatron-Core model exists."""
+
+
+def check_model(hf_config: Mapping[str, Any], parallel: ParallelConfig) -> list[str]:
+    """Violations between a Hugging Face `config.json` (as a plain mapping) and the layout; empty when it fits.
+
+    Transformers leaves keys that have their default value out of the file; what is left out is not judged here but when the
+    model is built (`models.qwen3_vl.config`), which knows the defaults.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        return [f"config.json: model_type {model_type!r} is not supported; known are {', '.join(MODEL_TYPES)}"]
+    text, vision = hf_config.get("text_config") or {}, hf_config.get("vision_config") or {}
+    return [*_check_tensor(text, parallel.tensor), *_check_pipeline(text, vision, parallel.pipeline)]
+
+
+def _check_tensor(text: Mapping[str, Any], tensor: int) -> Iterator[str]:
+    for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if (count := text.get(key)) is not None and count % tensor:
+            yield f"parallel.tensor={tensor} does not divide the model's {key}={count}"
+
+
+def _check_pipeline(text: Mapping[str, Any], vision: Mapping[str, Any], pipeline: int) -> Iterator[str]:
+    layers = text.get("num_hidden_layers")
+    if layers is None:
+        return
+    if layers % pipeline:
+        yield f"parallel.pipeline={pipeline} does not divide the model's num_hidden_layers={layers}"
+        return
+    deepstack = len(vision.get("deepstack_visual_indexes") or ())
+    if deepstack > layers // pipeline:
+        yield (
+            f"parallel.pipeline={pipeline} leaves {layers // pipeline} layers on the first stage, which must hold at least as "
+            f"many as there are deepstack features ({deepstack}), for these cannot travel; take a smaller parallel.pipeline"
+        )
