@@ -1,0 +1,69 @@
+"""The token head with the vocabulary split over gloo ranks equals one rank that holds all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from octopus_mcore.policy.token_head import selected_log_probs
+from octopus_mcore.runtime.seeds import torch_generator
+
+TOKENS, HIDDEN, VOCAB, PADDED = 13, 6, 7, 16
+"""With 7 true ids of 16 on two ranks, the second rank holds nothing but padding: the hardest shard."""
+
+
+def make(vocab_size: int):
+    generator = torch_generator("shards", vocab_size)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator, dtype=torch.float64)
+    weight = torch.randn(PADDED, HIDDEN, generator=generator, dtype=torch.float64)
+    targets = torch.randint(1, vocab_size, (TOKENS,), generator=generator)
+    return hidden, weight, targets
+
+
+def run(hidden, weight, targets, vocab_size, group):
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    log_probs, entropy = selected_log_probs(
+        hidden,
+        weight,
+        targets,
+        temperature=0.7,
+        vocab_size=vocab_size,
+        banned=torch.tensor([0]),
+        tp_group=group,
+        chunk_size=4,
+        with_entropy=True,
+    )
+    factors = torch.arange(TOKENS, dtype=torch.float64) - 5
+    (factors * log_probs + factors.flip(0) * entropy).sum().backward()
+    return log_probs.detach(), entropy.detach(), hidden.grad, weight.grad
+
+
+def rank_main(rank: int, size: int, folder: str, vocab_size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    hidden, weight, targets = make(vocab_size)
+    rows = PADDED // size
+    own = slice(rank * rows, (rank + 1) * rows)
+    log_probs, entropy, grad_hidden, grad_weight = run(hidden, weight[own], targets, vocab_size, dist.group.WORLD)
+    partial = grad_hidden.clone()
+    dist.all_reduce(grad_hidden)
+    one = run(hidden, weight, targets, vocab_size, None)
+    torch.testing.assert_close((log_probs, entropy, grad_hidden, grad_weight), (*one[:3], one[3][own]))
+    if vocab_size > rows:  # both ranks contribute, so neither has the whole gradient alone: the contract that callers rely on
+        assert not torch.allclose(partial, grad_hidden)
+    nothing, _ = selected_log_probs(
+        hidden[:0], weight[own], targets[:0], temperature=1.0, vocab_size=vocab_size, tp_group=dist.group.WORLD
+    )
+    assert nothing.shape == (0,)
+    Path(folder, f"done{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB, 13, PADDED])
+def test_two_ranks_equal_one(tmp_path, vocab_size):
+    mp.spawn(rank_main, args=(2, str(tmp_path), vocab_size), nprocs=2)
+    assert (tmp_path / "done0").exists() and (tmp_path / "done1").exists()
