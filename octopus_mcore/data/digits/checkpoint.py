@@ -71,7 +71,7 @@ def create_checkpoint(
 
 
 def _tokenizer(digits: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on texts of the task, with Qwen's special tokens; as in Qwen3, `<think>` is added, not special."""
+    """A byte-level BPE trained on texts of the task, with Qwen's special tokens. As in Qwen3, `<think>` is not special."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

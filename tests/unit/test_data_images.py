@@ -1,0 +1,101 @@
+"""Images: what the store hands out is what Hugging Face's processor computes, once per content."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from octopus_mcore.data.images import ImageStore, UnknownImage, content_key, load_image_processor, open_image
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def store(digits_checkpoint):
+    return ImageStore(load_image_processor(digits_checkpoint))
+
+
+@pytest.mark.parametrize("sizes", [[(48, 16)] * 5, [(48, 16), (40, 72), (48, 16), (16, 16), (40, 72)], [(400, 300)]])
+def test_pixels_equal_the_hf_processor_image_by_image(digits_checkpoint, store, sizes):
+    images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    processor = load_image_processor(digits_checkpoint)
+    for (key, grid), image in zip(store.add_many(images), images, strict=True):
+        expected = processor(images=[image], return_tensors="np")
+        np.testing.assert_array_equal(store[key].pixel_values, expected["pixel_values"])
+        assert store[key].pixel_values.dtype == np.float32
+        assert grid == store[key].grid_thw == tuple(expected["image_grid_thw"][0])
+        assert store.raw(key).tobytes() == image.tobytes()
+
+
+def test_a_picture_of_digits_keeps_its_size(store):
+    assert store.add(picture(48, 16, 0))[1] == (1, 2, 6)
+    assert store.num_tokens((1, 2, 6)) == 3
+
+
+def test_key_is_the_content_not_the_file_or_the_mode(tmp_path, store):
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    grey.save(tmp_path / "grey.png")
+    grey.convert("RGB").save(tmp_path / "colour.bmp")
+    keys = {content_key(open_image(tmp_path / name, "test")) for name in ("grey.png", "colour.bmp")}
+    keys.add(store.add(grey)[0])
+    assert len(keys) == 1 and len(store) == 1
+    flat = Image.frombytes("RGB", (32, 8), grey.convert("RGB").tobytes())
+    assert content_key(flat) not in keys, "the same bytes in another shape are another image"
+
+
+def test_an_image_is_processed_once(store, monkeypatch):
+    first = store.add(picture(48, 16, 1))
+    monkeypatch.setattr(store, "_processor", None)
+    assert store.add(picture(48, 16, 1)) == first
+
+
+def test_equal_images_in_one_batch(store):
+    keys = [key for key, _ in store.add_many([picture(48, 16, seed) for seed in (0, 1, 0)])]
+    assert keys[0] == keys[2] != keys[1] and len(store) == 2
+
+
+def test_retain_forgets_the_others_and_says_so(store):
+    keys = [key for key, _ in store.add_many([picture(48, 16, seed) for seed in range(3)])]
+    store.retain(keys[1:2])
+    assert list(store) == keys[1:2] and keys[0] not in store
+    with pytest.raises(UnknownImage, match=f"{keys[0]}.*retain"):
+        store[keys[0]]
+    with pytest.raises(UnknownImage, match="retain"):
+        store.raw(keys[0])
+    with pytest.raises(UnknownImage, match=keys[2]):
+        store.retain([keys[1], keys[2]])
+    assert list(store) == keys[1:2], "a refused retain changes nothing"
+
+
+def test_a_retained_image_does_not_hold_its_batch(store):
+    keys = [key for key, _ in store.add_many([picture(48, 16, seed) for seed in range(3)])]
+    assert store[keys[0]].pixel_values.base is None
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"row 3: image file '.*nowhere.png' does not exist"):
+        open_image(tmp_path / "nowhere.png", "row 3")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"row 3: image '.*text.png' cannot be decoded"):
+        open_image(tmp_path / "text.png", "row 3")
+    Image.new("RGB", (64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"cut.png' cannot be decoded"):
+        open_image(tmp_path / "cut.png", "row 3")
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = picture(48, 16, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert open_image(tmp_path / "turned.png", "test").size == (16, 48)
+
+
+def test_checkpoints_without_a_fitting_image_processor_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="preprocessor_config.json is missing"):
+        load_image_processor(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    with pytest.raises(ValueError, match="preprocessor_config.json.*found CLIPImageProcessor"):
+        load_image_processor(tmp_path)
