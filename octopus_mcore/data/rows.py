@@ -130,7 +130,7 @@ class RowSource:
             for record in self._readable(chunk, errors):
                 try:
                     for image in read(record).images:
-                        _check_header(image, f"{record.place}, key {self.image_key!r}")
+                        _check_header(image, record.at(str(self.image_key)))
                 except RowError as error:
                     errors.append(str(error))
         if errors:
@@ -155,7 +155,7 @@ def text_field(record: Record, key: str, numbers: bool = False) -> str:
     if numbers and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{record.place}: key {key!r} must be a non-empty text, found {value!r:.80}")
+        raise RowError(f"{record.at(key)}: expected a non-empty text{' or a number' if numbers else ''}, found {value!r:.80}")
     return value
 
 
@@ -163,7 +163,7 @@ def _images(record: Record, key: str, root: Path) -> tuple[ImageSource, ...]:
     """The images of a record; paths are checked to exist, encoded bytes are decoded."""
     value = record.get(key)
     items = [] if value is None else value if isinstance(value, list) else [value]
-    return tuple(_image(item, f"{record.place}, key {key!r}", root) for item in items)
+    return tuple(_image(item, record.at(key), root) for item in items)
 
 
 def _image(item: Any, place: str, root: Path) -> ImageSource:

@@ -29,6 +29,8 @@ class ResponsePiece:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"the text of a response piece must be a string, found {self.text!r:.80}")
         if not math.isfinite(self.weight) or self.weight < 0:
             raise ValueError(f"the weight of a response piece must be finite and at least 0, found {self.weight}")
 
@@ -164,7 +166,7 @@ def _pieces(record: Record, key: str) -> tuple[ResponsePiece, ...]:
     try:
         pieces = tuple(ResponsePiece(**item) for item in value)
     except (TypeError, ValueError) as error:
-        raise RowError(f"{record.place}: key {key!r} must be a text or a list of {{'text', 'weight'}}: {error}") from error
+        raise RowError(f"{record.at(key)}: expected a text or a list of {{'text', 'weight'}}: {error}") from error
     if not "".join(piece.text for piece in pieces):
-        raise RowError(f"{record.place}: key {key!r} holds no text")
+        raise RowError(f"{record.at(key)}: the pieces hold no text")
     return pieces

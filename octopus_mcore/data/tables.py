@@ -29,15 +29,14 @@ class Record:
     file: Path
     number: int
 
-    @property
-    def place(self) -> str:
-        """File and row, for error messages."""
-        return f"{self.file}, row {self.number}"
+    def at(self, key: str) -> str:
+        """File, row and key, for error messages."""
+        return f"{self.file}, row {self.number}, key {key!r}"
 
     def get(self, key: str) -> Any:
         """The field `key`. Raises `RowError` where the record lacks it."""
         if key not in self.fields:
-            raise RowError(f"{self.place}: key {key!r} is missing; the row has {', '.join(map(repr, sorted(self.fields)))}")
+            raise RowError(f"{self.at(key)}: the key is missing; the row has {', '.join(map(repr, sorted(self.fields)))}")
         return self.fields[key]
 
 
