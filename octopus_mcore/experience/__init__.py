@@ -1,0 +1,1 @@
+"""Prompts, rollouts, spans and groups, and the buffer that turns judged groups into a training signal."""

@@ -1,0 +1,1 @@
+"""Judges and reward tables: pure functions of text and labels."""

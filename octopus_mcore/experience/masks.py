@@ -1,0 +1,58 @@
+"""Which response tokens carry a policy gradient and which are held to the reference, from spans alone (octopus.md §4).
+
+| rollout | `none` | `first` (stage I) | `changed` (stage II) |
+|---|---|---|---|
+| correction, same correctness (cc, ww) | all trained | first attempt, separator masked; KL on first attempt | all trained |
+| correction, changed correctness (wc, cw) | all trained | as above | first attempt, separator masked; no KL |
+| no correction | all trained | all trained, no KL | all trained |
+
+`none` is ordinary RL, and its KL term, where a coefficient is set, is the ordinary one over every trained token. Masked
+tokens stay visible as context. Injected and observed tokens were not chosen by the policy and are never trained.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from octopus_mcore.experience.statistics import judgement_of
+from octopus_mcore.experience.types import Rollout, SpanKind
+
+MaskMode = Literal["none", "first", "changed"]
+
+_POLICY = frozenset({SpanKind.FIRST, SpanKind.SEPARATOR, SpanKind.CORRECTION})
+
+
+def policy_mask(rollout: Rollout, mode: MaskMode, first_attempts_once: bool = False) -> np.ndarray:
+    """Tokens with a policy gradient, bool [len(token_ids)].
+
+    `first_attempts_once` also masks first attempt and separator of synthesised rollouts: they are copies, trained in their
+    native.
+    """
+    copied = first_attempts_once and rollout.synthesised and rollout.has_correction
+    if copied or _masks_first(rollout, mode):
+        return _tokens_of(rollout, frozenset({SpanKind.CORRECTION}))
+    return _tokens_of(rollout, _POLICY)
+
+
+def kl_mask(rollout: Rollout, mode: MaskMode) -> np.ndarray:
+    """Tokens held to the reference policy, bool [len(token_ids)]."""
+    if mode == "none":
+        return _tokens_of(rollout, _POLICY)
+    held = mode == "first" and rollout.has_correction
+    return _tokens_of(rollout, frozenset({SpanKind.FIRST}) if held else frozenset())
+
+
+def _masks_first(rollout: Rollout, mode: MaskMode) -> bool:
+    if mode == "none" or not rollout.has_correction:
+        return False
+    judgement = judgement_of(rollout)
+    return mode == "first" or judgement.first_correct != judgement.final_correct
+
+
+def _tokens_of(rollout: Rollout, kinds: frozenset[SpanKind]) -> np.ndarray:
+    mask = np.zeros(len(rollout.token_ids), dtype=bool)
+    for span in rollout.spans:
+        mask[span.start : span.end] = span.kind in kinds
+    return mask

@@ -1,0 +1,126 @@
+"""The stages of the experience buffer: pure, seeded steps from groups to groups.
+
+A stage sees one step's groups and returns new ones. Whatever it draws is keyed by (seed, step, uid), so neither the order
+of groups nor their distribution over ranks changes a result. What a stage keeps between steps it shows in `state_dict`;
+those here keep nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.experience.advantages import AdvantageMode, token_advantages
+from octopus_mcore.experience.masks import MaskMode, kl_mask, policy_mask
+from octopus_mcore.experience.recombine import PairJudgement, recombine
+from octopus_mcore.experience.statistics import judgement_of
+from octopus_mcore.experience.types import Group, Rollout, TrainingSignal
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage may know of the run: its seed, and the training step that its groups belong to."""
+
+    seed: int
+    step: int
+
+
+class BufferStage(Protocol):
+    """A step of the buffer. It never edits a group, a rollout or an array in place."""
+
+    def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
+        """The groups after this stage."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage must remember over a restart, as JSON-like values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        ...
+
+
+class StatelessStage:
+    """Base of stages that keep nothing between steps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accepts the empty state only.
+
+        Raises:
+            ValueError: the checkpoint holds a state, so it was written by another stage.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)} for it")
+
+
+class ExcludeInvalid(StatelessStage):
+    """Removes rollouts that were judged invalid, and groups that have none left. The buffer counts them by reason."""
+
+    def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
+        """The groups with valid rollouts only."""
+        kept = [replace(group, rollouts=tuple(r for r in group.rollouts if judgement_of(r).valid)) for group in groups]
+        return [group for group in kept if group.rollouts]
+
+
+class Recombine(StatelessStage):
+    """Octopus rollout augmentation (see `octopus_mcore.experience.recombine`)."""
+
+    def __init__(self, config: RecombineConfig, max_response_tokens: int, pair_judgement: PairJudgement):
+        self._config, self._limit, self._judge = config, max_response_tokens, pair_judgement
+
+    def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
+        """The groups with synthesised rollouts behind their natives."""
+        return [recombine(group, self._config, self._limit, self._judge, ctx.seed, ctx.step) for group in groups]
+
+
+class Mask(StatelessStage):
+    """Writes the policy mask and the KL mask; advantages are 0 until the next stage (see `octopus_mcore.experience.masks`)."""
+
+    def __init__(self, mode: MaskMode, first_attempts_once: bool = False):
+        self._mode, self._once = mode, first_attempts_once
+
+    def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
+        """The groups with a training signal on every rollout."""
+        return [replace(group, rollouts=tuple(self._masked(rollout) for rollout in group.rollouts)) for group in groups]
+
+    def _masked(self, rollout: Rollout) -> Rollout:
+        signal = TrainingSignal(
+            policy_mask=policy_mask(rollout, self._mode, self._once),
+            kl_mask=kl_mask(rollout, self._mode),
+            advantages=np.zeros(len(rollout.token_ids), dtype=np.float32),
+        )
+        return replace(rollout, signal=signal)
+
+
+class Advantage(StatelessStage):
+    """Writes the advantages (see `octopus_mcore.experience.advantages`)."""
+
+    def __init__(self, mode: AdvantageMode, epsilon: float, pair_judgement: PairJudgement):
+        self._mode, self._epsilon, self._judge = mode, epsilon, pair_judgement
+
+    def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
+        """The groups with advantages.
+
+        Raises:
+            ValueError: a rollout has no masks yet.
+        """
+        return [self._with_advantages(group) for group in groups]
+
+    def _with_advantages(self, group: Group) -> Group:
+        advantages = token_advantages(group, self._mode, self._epsilon, self._judge)
+        return replace(group, rollouts=tuple(_with_advantage(*pair) for pair in zip(group.rollouts, advantages, strict=True)))
+
+
+def _with_advantage(rollout: Rollout, advantages: np.ndarray) -> Rollout:
+    if rollout.signal is None:
+        raise ValueError("the advantage stage needs masks: put a mask stage before it")
+    return replace(rollout, signal=replace(rollout.signal, advantages=advantages))

@@ -1,0 +1,94 @@
+"""What a set of rollouts says about self-correction. One definition for training, the buffer and evaluation.
+
+Counts add up over ranks; `rates` turns them into shares. A gap between the attempts alone can be faked by a first attempt
+that fails on purpose (reward hacking, octopus.md §8.5), so every table that shows `gap` or `repair_rate` shows
+`first_accuracy` beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from octopus_mcore.experience.types import Judgement, Rollout
+
+TRANSITIONS = {"wc": "wrong_correct", "cc": "correct_correct", "cw": "correct_wrong", "ww": "wrong_wrong"}
+"""Short and long names of what a correction does to the correctness of the answer."""
+
+
+def transition(first_correct: bool, correction_correct: bool) -> str:
+    """`wc`, `cc`, `cw` or `ww`: correctness of the first attempt, then of the correction."""
+    return ("c" if first_correct else "w") + ("c" if correction_correct else "w")
+
+
+def judgement_of(rollout: Rollout) -> Judgement:
+    """The rollout's judgement.
+
+    Raises:
+        ValueError: the rollout has not been judged.
+    """
+    if rollout.judgement is None:
+        raise ValueError(
+            "a rollout without judgement reached the experience buffer; run the judge on every native rollout first"
+        )
+    return rollout.judgement
+
+
+def tally(rollouts: Iterable[Rollout]) -> Counter[str]:
+    """Counts and sums over judged rollouts; tallies of several ranks add up.
+
+    Keys: `rollouts`, `corrections`, `first_correct`, `final_correct`, `tokens`, `reward`, and `wc`, `cc`, `cw`, `ww` over
+    rollouts with a correction.
+    """
+    counts: Counter[str] = Counter()
+    for rollout in rollouts:
+        judgement = judgement_of(rollout)
+        counts["rollouts"] += 1
+        counts["first_correct"] += judgement.first_correct
+        counts["final_correct"] += judgement.final_correct
+        counts["tokens"] += len(rollout.token_ids)
+        counts["reward"] += judgement.total
+        if rollout.has_correction:
+            counts["corrections"] += 1
+            counts[transition(judgement.first_correct, judgement.final_correct)] += 1
+    return counts
+
+
+def rates(counts: Mapping[str, float]) -> dict[str, float]:
+    """Shares from a tally. A share whose denominator is 0 is NaN: there is nothing to say, which is not the same as 0.
+
+    | key | numerator / denominator |
+    |---|---|
+    | first_accuracy, final_accuracy | right first (last) attempts / all rollouts |
+    | correction_share | rollouts with a correction / all rollouts |
+    | correction_accuracy | right corrections / rollouts with a correction |
+    | wrong_correct, correct_correct, correct_wrong, wrong_wrong | that transition / rollouts with a correction |
+    | gap | (wc − cw) / rollouts with a correction = their correction accuracy − their first accuracy |
+    | repair_rate | wc / rollouts with a correction whose first attempt is wrong |
+    | break_rate | cw / rollouts with a correction whose first attempt is right |
+    | length, reward | tokens, total reward / all rollouts |
+    """
+    of = {key: counts.get(key, 0) for key in ("rollouts", "corrections", *TRANSITIONS)}
+    shares = {long: _share(of[short], of["corrections"]) for short, long in TRANSITIONS.items()}
+    return {
+        "first_accuracy": _share(counts.get("first_correct", 0), of["rollouts"]),
+        "final_accuracy": _share(counts.get("final_correct", 0), of["rollouts"]),
+        "correction_share": _share(of["corrections"], of["rollouts"]),
+        "correction_accuracy": _share(of["wc"] + of["cc"], of["corrections"]),
+        **shares,
+        "gap": _share(of["wc"] - of["cw"], of["corrections"]),
+        "repair_rate": _share(of["wc"], of["wc"] + of["ww"]),
+        "break_rate": _share(of["cw"], of["cw"] + of["cc"]),
+        "length": _share(counts.get("tokens", 0), of["rollouts"]),
+        "reward": _share(counts.get("reward", 0.0), of["rollouts"]),
+    }
+
+
+def rollout_statistics(rollouts: Iterable[Rollout]) -> dict[str, float]:
+    """`rates` of the rollouts' tally: the statistics of training steps and evaluations."""
+    return rates(tally(rollouts))
+
+
+def _share(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan

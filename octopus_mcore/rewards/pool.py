@@ -1,0 +1,93 @@
+"""A time limit that holds: comparisons in worker processes that are killed when they run too long.
+
+math-verify's own limit is a signal, which a computation inside C code never sees and which only a main thread may set. Here
+each worker is a process of its own, started fresh (`spawn`, so it inherits no CUDA context, no process group and no locks);
+pebble kills and replaces a worker that is past its time, that has died or that has run out of memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import resource
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+WORKER_MEMORY_BYTES = 8 * 2**30
+"""Address space of a worker. An answer like 9^{9^{9^9}} would fill the machine long before the time limit."""
+
+
+class ComparisonPool:
+    """Runs `function(*arguments) -> bool` for many arguments, in order, each within `timeout_seconds`.
+
+    What fails is False and is counted in `counts`: `timeouts` (killed), `crashes` (the worker died), `errors` (it raised, for
+    instance for want of memory). Workers start with the first comparison; the time a worker needs to start does not count.
+    """
+
+    def __init__(self, workers: int, timeout_seconds: float, memory_bytes: int = WORKER_MEMORY_BYTES):
+        self.counts: Counter[str] = Counter()
+        self._workers, self._timeout, self._memory = workers, timeout_seconds, memory_bytes
+        self._pool: ProcessPool | None = None
+
+    def run(self, function: Callable[..., bool], arguments: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """Verdicts in the order of the arguments. `function` and arguments must be picklable.
+
+        Raises:
+            RuntimeError: workers cannot be started.
+        """
+        verdicts: dict[int, bool] = {}
+        for _ in range(2):
+            waiting = {
+                index: self._submit(function, arguments[index]) for index in range(len(arguments)) if index not in verdicts
+            }
+            for index, future in waiting.items():
+                verdict = self._verdict(future)
+                if verdict is not None:
+                    verdicts[index] = verdict
+            if len(verdicts) == len(arguments):
+                return [verdicts[index] for index in range(len(arguments))]
+            self.close()
+        raise RuntimeError("the judge's worker processes die before they can work; see their messages on stderr")
+
+    def close(self) -> None:
+        """Ends the workers. A later `run` starts new ones."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def _submit(self, function: Callable[..., bool], arguments: tuple[Any, ...]) -> ProcessFuture | None:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPool(self._workers, initializer=_start_worker, initargs=(self._memory,), context=context)
+        try:
+            return self._pool.schedule(function, args=arguments, timeout=self._timeout)
+        except (BrokenProcessPool, RuntimeError):
+            return None
+
+    def _verdict(self, future: ProcessFuture | None) -> bool | None:
+        """The verdict, or None where the pool itself broke (a worker died while idle) and the work must be given out again."""
+        try:
+            return None if future is None else bool(future.result())
+        except BrokenProcessPool:
+            return None
+        except FutureTimeoutError:
+            self.counts["timeouts"] += 1
+        except ProcessExpired:
+            self.counts["crashes"] += 1
+        except Exception:
+            self.counts["errors"] += 1
+        return False
+
+
+def _start_worker(memory_bytes: int) -> None:
+    """Bounds the worker's memory and imports SymPy before the clock of the first comparison starts."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    import math_verify  # noqa: F401
