@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -36,20 +37,32 @@ def expected_tensors(config: PretrainedConfig) -> dict[str, torch.Size]:
     return shapes
 
 
-def check_tensor(item: WeightItem, shapes: dict[str, torch.Size], where: str) -> None:
-    """Raises ValueError when a tensor of a stream is unknown to the model or has another shape. `where` opens the message."""
-    if item.name not in shapes:
-        raise ValueError(f"{where}: the stream holds {item.name!r}, which the model does not have")
-    if item.tensor.shape != shapes[item.name]:
-        raise ValueError(f"{where}: {item.name} has shape {list(item.tensor.shape)}, expected {list(shapes[item.name])}")
+def checked_items(stream: WeightStream, shapes: Mapping[str, torch.Size], tied: bool, where: str) -> Iterator[WeightItem]:
+    """The stream's items one by one, held against the model's tensors; `where` opens the messages.
 
+    With `tied` an output matrix in the stream is passed over: it is the embedding under another name, and Hugging
+    Face leaves it out as well.
 
-def check_complete(received: Iterable[str], shapes: dict[str, torch.Size], where: str) -> None:
-    """Raises ValueError when a tensor of the model has not been received."""
-    missing = sorted(shapes.keys() - set(received))
+    Raises:
+        ValueError: a tensor is unknown, comes twice, has another shape, is quantised, or is missing when the stream ends.
+    """
+    missing = set(shapes) - ({TIED_HEAD} if tied else set())
+    for item in chain.from_iterable(stream):
+        if tied and item.name == TIED_HEAD:
+            continue
+        if item.name not in shapes:
+            raise ValueError(f"{where}: the stream holds {item.name!r}, which the model does not have")
+        if item.role != "weight":
+            raise ValueError(f"{where}: {item.name} comes as {item.role}; only full-precision weights can be taken")
+        if item.tensor.shape != shapes[item.name]:
+            raise ValueError(f"{where}: {item.name} has shape {list(item.tensor.shape)}, expected {list(shapes[item.name])}")
+        if item.name not in missing:
+            raise ValueError(f"{where}: the stream holds {item.name!r} twice")
+        missing.remove(item.name)
+        yield item
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(f"{where}: the stream ended without {', '.join(missing[:3])}{more}")
+        names, more = sorted(missing)[:3], len(missing) - 3
+        raise ValueError(f"{where}: the stream ended without {', '.join(names)}{f' and {more} more' if more > 0 else ''}")
 
 
 class HFFolder:
@@ -157,14 +170,8 @@ def _write(stream: WeightStream, target: Path, template: Path, shard_bytes: int)
     draft.mkdir(parents=True)
     try:
         writer = _ShardWriter(draft, shard_bytes)
-        shapes = expected_tensors(config)
-        for bucket in stream:
-            for item in bucket:
-                if item.name == TIED_HEAD and config.tie_word_embeddings:
-                    continue  # the embedding under another name; Hugging Face leaves it out as well
-                check_tensor(item, shapes, f"writing {target}")
-                writer.add(item)
-        check_complete(writer.shard_of, shapes, f"writing {target}")
+        for item in checked_items(stream, expected_tensors(config), bool(config.tie_word_embeddings), f"writing {target}"):
+            writer.add(item)
         writer.finish()
         _copy_companions(template, draft)
         _declare_dtype(draft / "config.json", writer.dtypes)
@@ -188,8 +195,6 @@ class _ShardWriter:
 
     def add(self, item: WeightItem) -> None:
         """Takes a copy of the tensor: the stream may reuse its memory."""
-        if item.name in self.shard_of:
-            raise ValueError(f"the stream holds {item.name!r} twice")
         pending = sum(tensor.nbytes for tensor in self._pending.values())
         if self._pending and pending + item.tensor.nbytes > self.limit:
             self._flush()

@@ -1,7 +1,7 @@
 """What the loop asks of a rollout engine. Token in, token out; weights come only through the weight stream.
 
-The caller owns phase transitions: it never generates while an update is under way. An engine refuses to generate before its first
-`update_weights`. Engines know Prompt-level types and named HF tensors, never a Megatron module.
+The caller owns phase transitions: it never generates while an update is under way. An engine refuses to generate before
+its first `update_weights`. Engines know Prompt-level types and named HF tensors, never a Megatron module.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One response to generate. `token_ids` is everything before the first new token (prompt, or prompt + given response part);
-    requests with equal `token_ids` and images share their prefill. `seed` alone determines the random numbers of this response."""
+    """One response to generate. `token_ids` is everything before the first new token (prompt, or prompt + given response
+    part); requests with equal `token_ids` and images share their prefill. `seed` alone determines the random numbers of this
+    response."""
 
     token_ids: tuple[int, ...]
     images: tuple[ImageRef, ...]
@@ -45,7 +46,8 @@ class GenerationRequest:
 @dataclass(frozen=True)
 class Generation:
     """The engine's answer: new token ids only, their log-probs (float32, temperature-scaled, before top-p truncation; at
-    temperature 0 the log-probs of the untempered distribution), why it ended ("stop", "length", "abort"), and the weight version."""
+    temperature 0 the log-probs of the untempered distribution), why it ended ("stop", "length", "abort"), and the weight
+    version."""
 
     token_ids: tuple[int, ...]
     log_probs: np.ndarray
@@ -84,5 +86,5 @@ class RolloutEngine(Protocol):
         ...
 
     def health(self) -> str:
-        """"ready", "no weights" or a sentence that says what is wrong."""
+        """Says "ready", "no weights", or in a sentence what is wrong."""
         ...
