@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
@@ -25,6 +26,18 @@ def global_parameters(model: Qwen3VLModel) -> dict[str, torch.nn.Parameter]:
             name = f"decoder.layers.{int(local) + offset}.{rest}"
         named[name] = parameter
     return named
+
+
+def mark_split_parameters(model: Qwen3VLModel, entries: Sequence[WeightEntry]) -> None:
+    """Tells Megatron which parameters are shards, so that clipping counts every shard and every replica once.
+
+    Megatron's layers do so while they draw initial weights, which we skip: weights always come from a checkpoint.
+    """
+    split = {entry.megatron: entry.split_dim for entry in entries if entry.split_dim is not None}
+    split.setdefault("output_layer.weight", split["embedding.word_embeddings.weight"])
+    for name, parameter in global_parameters(model).items():
+        if name in split and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=split[name], stride=1)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.models.hf_folder import HFFolder
-from octopus_mcore.models.loading import load_weights
+from octopus_mcore.models.loading import load_weights, mark_split_parameters
 from octopus_mcore.models.qwen3_vl.config import ModelShape, load_hf_config, model_shape, transformer_config
 from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
 from octopus_mcore.models.qwen3_vl.weights import weight_map
@@ -50,6 +50,7 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     megatron = transformer_config(shape, config.model, config.parallel)
     model = Qwen3VLModel(shape, megatron, config.model.layer_spec, config.model.freeze_vision).to(world.device)
     entries = tuple(weight_map(shape))
+    mark_split_parameters(model, entries)
     load_weights(model, entries, HFFolder(config.model.path))
     if not trained:
         return Role(name, shape, entries, model.requires_grad_(False).eval())

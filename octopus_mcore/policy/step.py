@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.micro_batch import MicroBatch
@@ -24,17 +24,19 @@ from octopus_mcore.policy.rows import Row, pack_rows, pixel_values, to_device
 from octopus_mcore.policy.token_head import selected_log_probs
 from octopus_mcore.runtime.world import World
 
-TokenFunction = Callable[[Sequence[int], MicroBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
-"""(row numbers of the micro-batch, the micro-batch, log-probs [T], entropies [T] without gradient) → (summed loss already divided by
-its global denominator, a record to hand back)."""
+TokenFunction = Callable[[Sequence[int], MicroBatch, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, Any]]
+"""(row numbers of the micro-batch, the micro-batch, log-probs [T], entropies [T] without gradient or None) → (summed loss already
+divided by its global denominator, a record to hand back)."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How log-probs are measured: temperature, tokens outside the softmax, and how many tokens get logits at a time."""
+    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted, and how many tokens get
+    logits at a time."""
 
     temperature: float
     banned_token_ids: tuple[int, ...]
+    with_entropy: bool = False
     chunk_tokens: int = 1024
 
 
@@ -99,8 +101,10 @@ def _finish(
     final gradient scaling divides by anything: the loss is already normalised (DESIGN §6, shape 5)."""
     flat = hidden.squeeze(1)
     if role.model.config.sequence_parallel:
-        # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.
+        # The head's gradient on each rank stems from its vocabulary shard only; the backward pass of either operation adds the shares.
         flat = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
+    else:
+        flat = copy_to_tensor_model_parallel_region(flat)
     log_probs, entropy = selected_log_probs(
         flat.index_select(0, batch.selected),
         role.model.head_weight(),
@@ -110,7 +114,7 @@ def _finish(
         banned=torch.tensor(head.banned_token_ids, dtype=torch.int64, device=flat.device),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         chunk_size=head.chunk_tokens,
-        with_entropy=True,
+        with_entropy=head.with_entropy,
     )
-    loss, record = function(numbers, batch, log_probs, entropy.detach())
+    loss, record = function(numbers, batch, log_probs, None if entropy is None else entropy.detach())
     return loss, torch.zeros((), dtype=torch.int, device=flat.device), record

@@ -152,22 +152,24 @@ class _SelectedLogProbs(torch.autograd.Function):
         log_normaliser = top + mass.log()
         entropy = mass.log() - moment / mass
         ctx.save_for_backward(hidden, weight, targets, log_normaliser, entropy)
-        ctx.shard, ctx.temperature, ctx.chunk_size, ctx.with_entropy = shard, temperature, chunk_size, with_entropy
+        ctx.shard, ctx.temperature, ctx.chunk_size = shard, temperature, chunk_size
+        ctx.set_materialize_grads(False)  # an entropy that is only reported then costs nothing in the backward pass
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
         return chosen - log_normaliser, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_log_probs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, grad_log_probs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_normaliser, entropy = ctx.saved_tensors
+        grad_log_probs = torch.zeros_like(entropy) if grad_log_probs is None else grad_log_probs
         index, here = ctx.shard.local(targets)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=log_normaliser.dtype) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(targets), ctx.chunk_size):
             log_softmax = ctx.shard.logits(hidden[part], weight, ctx.temperature).sub_(log_normaliser[part, None])
             grad = log_softmax.exp()
-            if ctx.with_entropy:  # ∂H/∂x_j = −p_j (log p_j + H)
+            if grad_entropy is not None:  # ∂H/∂x_j = −p_j (log p_j + H)
                 slope = (
                     log_softmax.masked_fill_(ctx.shard.impossible, 0).add_(entropy[part, None]).mul_(grad_entropy[part, None])
                 )

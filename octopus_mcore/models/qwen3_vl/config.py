@@ -115,6 +115,8 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence_parallel,
         variable_seq_lengths=parallel.pipeline > 1,
+        # Not used by a dense model, but the default refuses variable lengths.
+        moe_token_dispatcher_type="alltoall",
         use_cpu_initialization=True,
         perform_initialization=False,
         # Losses arrive divided by the global denominator; with this flag neither the schedule nor DDP divides again (policy/step.py).

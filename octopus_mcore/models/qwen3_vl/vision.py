@@ -56,8 +56,9 @@ class VisionTower(torch.nn.Module):
     def _features(self, pixels: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         parameter = next(self.tower.parameters())
         if not len(grid_thw):
-            # Takes part in the gather's backward pass like every other rank.
-            return torch.zeros((1 + self.levels, 0, self.width), dtype=parameter.dtype, device=parameter.device, requires_grad=True)
+            # Without images, this rank still takes part in the gather's backward pass where the others do.
+            empty = torch.zeros((1 + self.levels, 0, self.width), dtype=parameter.dtype, device=parameter.device)
+            return empty.requires_grad_(not self.frozen)
         output = self.tower(pixels.to(parameter.dtype), grid_thw=grid_thw)
         return torch.stack([output.pooler_output, *output.deepstack_features])
 

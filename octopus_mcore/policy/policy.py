@@ -1,0 +1,123 @@
+"""The policy as the training loop sees it: log-probs of rows, one optimizer update, a weight stream. Every call is collective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octopus_mcore.config.schema import Config, OptimizerConfig
+from octopus_mcore.experience.types import ProcessedImage
+from octopus_mcore.models.loading import WeightExporter
+from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
+from octopus_mcore.policy.losses import add_stats
+from octopus_mcore.policy.objectives import PolicyObjective, SupervisedObjective, measure
+from octopus_mcore.policy.packing import plan_micro_batches
+from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
+from octopus_mcore.policy.rows import Row
+from octopus_mcore.policy.step import HeadSettings, Pass, TokenFunction, run_pass
+from octopus_mcore.runtime.world import World
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """One optimizer update: the loss of the global mini-batch, its means (see `policy.losses`), gradient norm and learning rate."""
+
+    loss: float
+    means: Mapping[str, float]
+    grad_norm: float
+    learning_rate: float
+
+
+class Policy:
+    """The trained role, its optimizer and, where a phase asks for one, the reference role.
+
+    `version` counts optimizer updates since the run began; engines and spans carry it. `images` is where pixel values are looked up,
+    `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling).
+    """
+
+    def __init__(
+        self, config: Config, world: World, images: Mapping[str, ProcessedImage], banned_token_ids: tuple[int, ...]
+    ) -> None:
+        self._config = config
+        self._world = world
+        self._images = images
+        self._banned = banned_token_ids
+        self.main = build_role("policy", config, world, trained=True)
+        self.reference: Role | None = None
+        self.optimizer = build_optimizer(self.main, config.optimizer)
+        self.version = 0
+        self._exporter = WeightExporter(self.main.model, self.main.entries)
+
+    def begin_phase(self, optimizer: OptimizerConfig, with_reference: bool) -> None:
+        """A fresh optimizer; the reference, if wanted, is the policy as it is now."""
+        self.optimizer = build_optimizer(self.main, optimizer)
+        self.reference = self._copy_of_main() if with_reference else None
+
+    def log_probs(self, rows: Sequence[Row], selections: Sequence[np.ndarray], temperature: float, reference: bool = False) -> list:
+        """Log-probs of the selected response tokens of all rows, on every rank: float32 [selected tokens] per row.
+
+        Args:
+            rows: the same list on every rank; each replica computes its share.
+            selections: per row, bool [response length].
+            temperature: divides the logits.
+            reference: ask the reference role instead of the policy.
+        """
+        role = self.reference if reference else self.main
+        work = self._plan(rows, selections)
+        head = HeadSettings(temperature, self._banned)
+        records = run_pass(role, work, measure, head, self._images, self._world, forward_only=True)
+        measured: dict[int, np.ndarray] = {}
+        for part in self._world.all_gather(records if self._world.tensor_rank == 0 else []):
+            for record in part:
+                measured.update(record)
+        return [measured[number] for number in range(len(rows))]
+
+    def update(
+        self, rows: Sequence[Row], objective: PolicyObjective | SupervisedObjective, temperature: float, learning_rate: float
+    ) -> UpdateReport:
+        """One optimizer update on a global mini-batch given whole to every rank.
+
+        Raises:
+            NonFiniteGradient: the weights are left as they were.
+        """
+        self.main.trained.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        records = self._run(rows, objective, temperature)
+        grad_norm = apply_update(self.optimizer, learning_rate)
+        self.version += 1
+        stats = add_stats(*(record for part in self._world.all_gather(records) for record in part))
+        loss = float(stats["loss"][0])
+        averages = {name: float(total / count) for name, (total, count) in stats.items() if count > 0}
+        return UpdateReport(loss, averages, grad_norm, learning_rate)
+
+    def weight_stream(self, target: WeightStreamTarget) -> WeightStream:
+        """The current weights as Hugging Face tensors (see `WeightExporter.stream`)."""
+        return self._exporter.stream(target)
+
+    def _run(self, rows: Sequence[Row], objective: TokenFunction, temperature: float) -> list:
+        """Forward and backward; the statistics, on tensor rank 0 of the last stage only, so that they are counted once."""
+        head = HeadSettings(temperature, self._banned, with_entropy=True)
+        work = self._plan(rows, objective.selections)
+        records = run_pass(self.main, work, objective, head, self._images, self._world, forward_only=False)
+        if self._world.tensor_rank != 0:
+            return []
+        return [{name: pair.cpu() for name, pair in record.items()} for record in records]
+
+    def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
+        plan = plan_micro_batches(
+            [len(row) for row in rows],
+            self._config.batch.max_tokens_per_micro_batch,
+            self._world.data_size,
+            multiple_of=self._world.tensor_size,
+        )
+        return Pass(rows, selections, plan[self._world.data_rank])
+
+    @torch.no_grad()
+    def _copy_of_main(self) -> Role:
+        role = self.reference or build_role("reference", self._config, self._world, trained=False)
+        for ours, theirs in zip(role.model.parameters(), self.main.model.parameters(), strict=True):
+            ours.copy_(theirs)
+        return role

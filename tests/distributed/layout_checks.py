@@ -1,0 +1,120 @@
+"""What the rank processes run for `test_layouts.py`: the real world, model, schedule, loss and exporter on the tiny checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octopus_mcore.config.schema import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PluginConfig,
+    RunConfig,
+    RuntimeConfig,
+)
+from octopus_mcore.experience.types import TrainingSignal
+from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
+from octopus_mcore.policy.policy import Policy
+from octopus_mcore.runtime.seeds import numpy_generator
+from octopus_mcore.runtime.world import World, join_world
+from tests.tiny import BANNED, TinyBatch, tiny_batch
+
+TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class Layout:
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    recompute: str = "none"
+    max_tokens: int = 64
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def __str__(self) -> str:
+        return f"TP{self.tensor}PP{self.pipeline}DP{self.data}" + ("R" if self.recompute == "full" else "")
+
+
+def config_for(checkpoint: str, layout: Layout, **model: object) -> Config:
+    return Config(
+        run=RunConfig(name="test"),
+        parallel=ParallelConfig(tensor=layout.tensor, pipeline=layout.pipeline, data=layout.data),
+        model=ModelConfig(path=checkpoint, dtype="float32", recompute=layout.recompute, **model),
+        data=DataConfig(train=PluginConfig(target="none:none")),
+        batch=BatchConfig(max_tokens_per_micro_batch=layout.max_tokens),
+        # eps = 1 makes Adam's first step nearly linear in the gradient, so that weights after it compare gradients
+        optimizer=OptimizerConfig(lr=0.1, eps=1.0, weight_decay=0.01, clip_grad=0.0, warmup_steps=0),
+        phases={},
+    )
+
+
+def measure_log_probs(checkpoint: str, layout: Layout, seed: int, image_counts: tuple[int, ...]) -> list[np.ndarray]:
+    """Every rank's log-probs of the selected tokens of all rows."""
+    batch = tiny_batch(seed, image_counts)
+    config = config_for(checkpoint, layout)
+    with join_world(config.parallel, RuntimeConfig()) as world:
+        return Policy(config, world, batch.images, BANNED).log_probs(batch.rows, batch.selections, TEMPERATURE)
+
+
+def policy_objective(batch: TinyBatch, loss: LossConfig) -> PolicyObjective:
+    draw = numpy_generator(1, "objective")
+    signals = []
+    for selection in batch.selections:
+        length = len(selection)
+        kl = draw.random(length) < 0.3
+        signal = TrainingSignal(selection, kl, draw.standard_normal(length).astype(np.float32))
+        old, reference = (draw.normal(-4.5, 0.3, length).astype(np.float32) for _ in range(2))
+        signals.append(RowSignal(signal, old, reference))
+    return PolicyObjective(loss, signals)
+
+
+def gradients_and_update(checkpoint: str, layout: Layout, freeze_vision: bool = False) -> dict:
+    """One real update; gradients (only where nothing is sharded over data-parallel ranks) and new weights under HF names."""
+    batch = tiny_batch(3, (0, 1, 3, 1, 2))
+    config = config_for(checkpoint, layout, freeze_vision=freeze_vision)
+    loss = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)
+    with join_world(config.parallel, RuntimeConfig()) as world:
+        policy = Policy(config, world, batch.images, BANNED)
+        report = policy.update(batch.rows, policy_objective(batch, loss), TEMPERATURE, learning_rate=0.1)
+        gradients = _gradients(policy, world) if layout.data == 1 else None
+        return {
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "means": dict(report.means),
+            "gradients": gradients,
+            "weights": _stream(policy, "all"),
+        }
+
+
+def _stream(policy: Policy, target: str) -> dict[str, torch.Tensor]:
+    return {item.name: item.tensor.clone() for bucket in policy.weight_stream(target) for item in bucket}
+
+
+@torch.no_grad()
+def _gradients(policy: Policy, world: World) -> dict[str, torch.Tensor]:
+    """The gradients through the weight exporter: parameters lend it their place for a moment."""
+    parameters = [p for p in policy.main.model.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in parameters]
+    for parameter in parameters:
+        parameter.copy_(parameter.main_grad)
+    gradients = _stream(policy, "all")
+    for parameter, value in zip(parameters, kept, strict=True):
+        parameter.copy_(value)
+    return gradients
+
+
+def round_trip(checkpoint: str, layout: Layout, target: str) -> tuple[bool, dict[str, torch.Tensor]]:
+    """HF folder → Megatron → weight stream, on every rank, and whether the rank leads its replica."""
+    config = config_for(checkpoint, layout)
+    with join_world(config.parallel, RuntimeConfig()) as world:
+        return world.is_replica_leader, _stream(Policy(config, world, {}, BANNED), target)

@@ -1,0 +1,123 @@
+"""The Megatron model against Transformers, and every layout against the single rank, through the real schedule and collectives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3VLForConditionalGeneration
+
+from octopus_mcore.models.hf_folder import HFFolder
+from tests.distributed.layout_checks import TEMPERATURE, Layout, gradients_and_update, measure_log_probs, round_trip
+from tests.distributed.pool import RankPool
+from tests.tiny import hf_log_probs, tiny_batch
+
+LAYOUTS = [
+    Layout(),
+    Layout(tensor=2),
+    Layout(pipeline=2),
+    Layout(tensor=2, pipeline=2),
+    Layout(data=2),
+    Layout(tensor=2, pipeline=2, recompute="full"),
+]
+ONE_BIG_BATCH = 10_000
+ROW_BY_ROW = 40
+
+
+@pytest.mark.parametrize("max_tokens", [ONE_BIG_BATCH, ROW_BY_ROW], ids=["packed", "split"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_log_probs_equal_transformers(
+    layout: Layout, max_tokens: int, pool: RankPool, tied_checkpoint: Path, untied_checkpoint: Path
+) -> None:
+    """Rows with 0, 1 and 3 images of different sizes, an image shared by two rows, padded vocabulary, banned tokens."""
+    counts = (0, 1, 3, 1)
+    checkpoint = tied_checkpoint if max_tokens == ONE_BIG_BATCH else untied_checkpoint
+    layout = Layout(layout.tensor, layout.pipeline, layout.data, layout.recompute, max_tokens)
+    results = pool.run(layout.ranks, measure_log_probs, str(checkpoint), layout, 0, counts)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    batch = tiny_batch(0, counts)
+    with torch.no_grad():
+        for row in range(len(counts)):
+            expected = hf_log_probs(model, batch, row, TEMPERATURE).numpy()
+            for rank, result in enumerate(results):
+                np.testing.assert_allclose(result[row], expected, atol=1e-5, rtol=0, err_msg=f"rank {rank}, row {row}")
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def single_rank(request: pytest.FixtureRequest, pool: RankPool) -> tuple[str, dict]:
+    checkpoint = str(request.getfixturevalue(f"{request.param}_checkpoint"))
+    return checkpoint, pool.run(1, gradients_and_update, checkpoint, Layout())[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_gradients_and_update_equal_the_single_rank(layout: Layout, single_rank: tuple[str, dict], pool: RankPool) -> None:
+    """Loss, norm, statistics, every gradient and every updated weight; vision tower, deepstack and tied embedding included."""
+    checkpoint, expected = single_rank
+    for rank, result in enumerate(pool.run(layout.ranks, gradients_and_update, checkpoint, layout)):
+        assert result["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert result["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+        assert result["means"] == pytest.approx(expected["means"], abs=1e-5)
+        for kind in ("gradients", "weights"):
+            if result[kind] is None:
+                continue
+            assert result[kind].keys() == expected[kind].keys()
+            for name, tensor in expected[kind].items():
+                scale = max(float(tensor.abs().max()), 1e-3)
+                torch.testing.assert_close(
+                    result[kind][name] / scale, tensor / scale, atol=1e-5, rtol=0, msg=lambda m, n=name, r=rank: f"{n}, rank {r}: {m}"
+                )
+
+
+def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
+    """The single rank that all layouts are held against is itself held against Transformers' autograd."""
+    from octopus_mcore.config.schema import LossConfig
+    from tests.distributed.layout_checks import policy_objective
+    from tests.tiny import tiny_batch as draw_batch
+
+    checkpoint, result = single_rank
+    batch = draw_batch(3, (0, 1, 3, 1, 2))
+    loss = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)
+    objective = policy_objective(batch, loss)
+    batch = type(batch)(batch.rows, batch.images, objective.selections)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    rows = [hf_log_probs(model, batch, row, TEMPERATURE) for row in range(len(batch.rows))]
+    total = torch.zeros(())
+    for log_probs, signal in zip(rows, objective._signals, strict=True):
+        chosen = signal.selection
+        advantage = torch.from_numpy(signal.signal.advantages[chosen])
+        policy_mask = torch.from_numpy(signal.signal.policy_mask[chosen])
+        kl_mask = torch.from_numpy(signal.signal.kl_mask[chosen])
+        ratio = (log_probs - torch.from_numpy(signal.old_log_probs[chosen])).exp()
+        clipped = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.1, 10.0))
+        total = total + clipped[policy_mask].mean() / len(rows)
+        if kl_mask.any():
+            difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]
+            total = total + 0.5 * (difference.exp() - difference - 1).mean() / len(rows)
+    total.backward()
+    assert result["loss"] == pytest.approx(float(total), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        if name in result["gradients"]:
+            scale = max(float(parameter.grad.abs().max()), 1e-3)
+            torch.testing.assert_close(result["gradients"][name] / scale, parameter.grad / scale, atol=1e-4, rtol=0)
+
+
+def test_frozen_vision_keeps_its_weights(pool: RankPool, tied_checkpoint: Path) -> None:
+    before = HFFolder(tied_checkpoint)
+    for layout in (Layout(), Layout(tensor=2, pipeline=2)):
+        for result in pool.run(layout.ranks, gradients_and_update, str(tied_checkpoint), layout, freeze_vision=True):
+            for name, tensor in result["weights"].items():
+                assert torch.equal(tensor, before.tensor(name)) == name.startswith("model.visual."), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:5], ids=str)
+@pytest.mark.parametrize("checkpoint", ["tied_checkpoint", "untied_checkpoint"])
+def test_round_trip_is_byte_equal(layout: Layout, checkpoint: str, pool: RankPool, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(checkpoint)
+    folder = HFFolder(path)
+    for target in ("all", "leader"):
+        for rank, (leads, weights) in enumerate(pool.run(layout.ranks, round_trip, str(path), layout, target)):
+            assert weights.keys() == (set(folder.names()) if leads or target == "all" else set())
+            for name, tensor in weights.items():
+                assert torch.equal(tensor, folder.tensor(name)), (rank, name)
