@@ -77,7 +77,7 @@ class ModelConfig(Section):
     path: str
     """Folder of a Hugging Face checkpoint (config, safetensors, tokenizer, image processor)."""
     create: PluginConfig | None = None
-    """Function called with `path` and its options when `path` does not exist yet; for models made from a recipe, like the digits."""
+    """Function called with `path` and its options when `path` does not exist yet: for models made from a recipe."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute and parameter dtype of the policy; the optimizer keeps float32 master weights."""
     layer_spec: Literal["local"] = "local"

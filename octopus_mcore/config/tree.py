@@ -64,7 +64,7 @@ def _sections_in(annotation: Any) -> tuple[type[Section], ...]:
 def suggest(section: type[Section], path: tuple[str, ...]) -> str:
     """What the user may have meant by the unknown key `path`, whose last part is no field of `section`.
 
-    First the nearest field of the same section, then the nearest name elsewhere in the tree, then the list of the section's keys.
+    The nearest field of the same section, else the nearest name elsewhere in the tree, else the list of the section's keys.
     """
     *parents, key = path
     siblings = list(section.model_fields)

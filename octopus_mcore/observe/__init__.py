@@ -1,0 +1,1 @@
+"""What a run writes for its readers: run directory, metrics, progress line, tables, learning curves."""
