@@ -54,16 +54,17 @@ def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
 
 
 def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
-    """The image in RGB, turned upright as its EXIF data say. `what` names the place it belongs to in error messages.
+    """The image in RGB; one that comes from a file or from encoded bytes is turned upright as its EXIF data say. `what` names
+    the place that it belongs to, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not an image that PIL can decode.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    name = "(bytes)" if isinstance(source, io.BytesIO) else repr(str(source))
+    name = repr(str(source)) if isinstance(source, str | PathLike) else f"({type(source).__name__})"
     try:
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
         with Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
@@ -151,7 +152,7 @@ def process_equal_sizes(processor: Qwen2VLImageProcessorPil, images: Sequence[Im
 
     Images that keep their size are stacked into one tall picture and go through the processor in one call: rescaling and
     normalising act on single pixels and patches are cut row by row, so the tall picture's patches are the images' patches in
-    order. Tiny images cost 20× less that way. Images that must be resized go one by one.
+    order. Tiny images cost about six times less that way. Images that must be resized go one by one.
     """
     if len(images) > 1 and _keeps_its_size(processor, images[0]):
         tall = np.concatenate([np.asarray(image) for image in images])

@@ -83,6 +83,8 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"cut.png' cannot be decoded"):
         open_image(tmp_path / "cut.png", "row 3")
+    with pytest.raises(ValueError, match=r"row 3: image \(PngImageFile\) cannot be decoded"):
+        open_image(Image.open(tmp_path / "cut.png"), "row 3")
 
 
 def test_exif_orientation_is_applied(tmp_path):

@@ -152,7 +152,7 @@ def test_validate_lists_all_bad_rows_and_looks_into_images(jsonl):
 def test_damaged_embedded_images(tmp_path):
     table = pyarrow.table({"problem": ["a"], "answer": ["1"], "images": [[{"bytes": b"no picture", "path": None}]]})
     parquet.write_table(table, tmp_path / "rows.parquet")
-    with pytest.raises(RowError, match=r"rows.parquet, row 1, key 'images': image \(bytes\) cannot be decoded"):
+    with pytest.raises(RowError, match=r"rows.parquet, row 1, key 'images': image \(BytesIO\) cannot be decoded"):
         RowSource(tmp_path / "rows.parquet").validate()
 
 
