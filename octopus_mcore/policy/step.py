@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.micro_batch import MicroBatch
@@ -101,10 +101,8 @@ def _finish(
     final gradient scaling divides by anything: the loss is already normalised (DESIGN §6, shape 5)."""
     flat = hidden.squeeze(1)
     if role.model.config.sequence_parallel:
-        # The head's gradient on each rank stems from its vocabulary shard only; the backward pass of either operation adds the shares.
+        # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.
         flat = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
-    else:
-        flat = copy_to_tensor_model_parallel_region(flat)
     log_probs, entropy = selected_log_probs(
         flat.index_select(0, batch.selected),
         role.model.head_weight(),

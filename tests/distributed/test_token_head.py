@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from octopus_mcore.policy.token_head import selected_log_probs
 from octopus_mcore.runtime.seeds import torch_generator
+from tests.distributed.pool import RankPool
 
 TOKENS, HIDDEN, VOCAB, PADDED = 13, 6, 7, 16
 """With 7 true ids of 16 on two ranks, the second rank holds nothing but padding: the hardest shard."""
@@ -42,28 +40,29 @@ def run(hidden, weight, targets, vocab_size, group):
     return log_probs.detach(), entropy.detach(), hidden.grad, weight.grad
 
 
-def rank_main(rank: int, size: int, folder: str, vocab_size: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    hidden, weight, targets = make(vocab_size)
-    rows = PADDED // size
-    own = slice(rank * rows, (rank + 1) * rows)
-    log_probs, entropy, grad_hidden, grad_weight = run(hidden, weight[own], targets, vocab_size, dist.group.WORLD)
-    partial = grad_hidden.clone()
-    dist.all_reduce(grad_hidden)
-    one = run(hidden, weight, targets, vocab_size, None)
-    torch.testing.assert_close((log_probs, entropy, grad_hidden, grad_weight), (*one[:3], one[3][own]))
-    if vocab_size > rows:  # both ranks contribute, so neither has the whole gradient alone: the contract that callers rely on
-        assert not torch.allclose(partial, grad_hidden)
-    nothing, _ = selected_log_probs(
-        hidden[:0], weight[own], targets[:0], temperature=1.0, vocab_size=vocab_size, tp_group=dist.group.WORLD
-    )
-    assert nothing.shape == (0,)
-    Path(folder, f"done{rank}").touch()
-    dist.destroy_process_group()
+def check_shards(vocab_size: int) -> None:
+    """Runs on each rank: its shard's results against its own single-rank computation."""
+    dist.init_process_group("gloo")
+    try:
+        size, rank = dist.get_world_size(), dist.get_rank()
+        rows = PADDED // size
+        own = slice(rank * rows, (rank + 1) * rows)
+        hidden, weight, targets = make(vocab_size)
+        log_probs, entropy, grad_hidden, grad_weight = run(hidden, weight[own], targets, vocab_size, dist.group.WORLD)
+        partial = grad_hidden.clone()
+        dist.all_reduce(grad_hidden)
+        one = run(hidden, weight, targets, vocab_size, None)
+        torch.testing.assert_close((log_probs, entropy, grad_hidden, grad_weight), (*one[:3], one[3][own]))
+        if vocab_size > rows:  # every rank contributes, so none has the whole gradient alone: the contract that callers rely on
+            assert not torch.allclose(partial, grad_hidden)
+        nothing, _ = selected_log_probs(
+            hidden[:0], weight[own], targets[:0], temperature=1.0, vocab_size=vocab_size, tp_group=dist.group.WORLD
+        )
+        assert nothing.shape == (0,)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("vocab_size", [VOCAB, 13, PADDED])
-def test_two_ranks_equal_one(tmp_path, vocab_size):
-    mp.spawn(rank_main, args=(2, str(tmp_path), vocab_size), nprocs=2)
-    assert (tmp_path / "done0").exists() and (tmp_path / "done1").exists()
+def test_two_ranks_equal_one(vocab_size: int, pool: RankPool) -> None:
+    pool.run(2, check_shards, vocab_size)

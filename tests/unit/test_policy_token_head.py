@@ -113,6 +113,13 @@ def test_entropy_of_a_uniform_distribution():
     assert entropy.tolist() == pytest.approx([math.log(len(ALLOWED))] * 3)
 
 
+def test_entropy_alone_can_be_trained():
+    ours, theirs = make(5), make(5)
+    head(*ours)[1].sum().backward()
+    plain(*theirs, 1.0)[1].sum().backward()
+    torch.testing.assert_close(ours[0].grad, theirs[0].grad)
+
+
 def test_no_tokens():
     hidden, weight, targets = make(0)
     log_probs, entropy = head(hidden, weight, targets)
