@@ -77,16 +77,16 @@ class TinyBatch:
     selections: list[np.ndarray]
 
 
-def tiny_batch(seed: int = 0, image_counts: tuple[int, ...] = (0, 1, 3, 1), shared: bool = True) -> TinyBatch:
-    """One row per entry of `image_counts`. With `shared`, the last row reuses an image of the row before it."""
+def tiny_batch(seed: int = 0, image_counts: tuple[int, ...] = (0, 1, 3, 1), prefix: str = "") -> TinyBatch:
+    """One row per entry of `image_counts`; the last row reuses an image of the row before it. `prefix` opens the images' keys."""
     draw = numpy_generator(seed, "tiny batch")
     images: dict[str, ProcessedImage] = {}
     rows: list[Row] = []
     for index, count in enumerate(image_counts):
         tokens, references = list(draw.integers(8, VOCABULARY, draw.integers(1, 5))), []
         for number in range(count):
-            reuse = shared and index == len(image_counts) - 1 and index > 0 and rows[-1].images
-            key = rows[-1].images[-1].key if reuse else f"image {index}.{number}"
+            reuse = index == len(image_counts) - 1 and index > 0 and rows[-1].images
+            key = rows[-1].images[-1].key if reuse else f"{prefix}image {index}.{number}"
             if key not in images:
                 grid = (1, 2 * int(draw.integers(1, 4)), 2 * int(draw.integers(1, 4)))
                 patches = draw.standard_normal((int(np.prod(grid)), PATCH_FEATURES), dtype=np.float32)

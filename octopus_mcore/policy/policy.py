@@ -56,7 +56,9 @@ class Policy:
         self.optimizer = build_optimizer(self.main, optimizer)
         self.reference = self._copy_of_main() if with_reference else None
 
-    def log_probs(self, rows: Sequence[Row], selections: Sequence[np.ndarray], temperature: float, reference: bool = False) -> list:
+    def log_probs(
+        self, rows: Sequence[Row], selections: Sequence[np.ndarray], temperature: float, reference: bool = False
+    ) -> list:
         """Log-probs of the selected response tokens of all rows, on every rank: float32 [selected tokens] per row.
 
         Args:

@@ -17,6 +17,7 @@ from octopus_mcore.models.qwen3_vl.config import ModelShape, load_hf_config, mod
 from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
 from octopus_mcore.models.qwen3_vl.weights import weight_map
 from octopus_mcore.models.weight_map import WeightEntry
+from octopus_mcore.policy.optimizer_state import keep_padding
 from octopus_mcore.runtime.world import World
 
 
@@ -64,7 +65,7 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
 def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
     """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed (Megatron's default)."""
     dtype = role.model.config.params_dtype
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -80,6 +81,8 @@ def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
         ),
         [role.trained],
     )
+    keep_padding(optimizer)
+    return optimizer
 
 
 def apply_update(optimizer: MegatronOptimizer, lr: float) -> float:

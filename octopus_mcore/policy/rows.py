@@ -66,8 +66,7 @@ def pack_rows(rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size:
     subtree_end = np.repeat(np.append(ends, padded), np.append(lengths, padding)).astype(np.int32)
     starts = ends - lengths
     targets = [
-        start + row.prompt_length + np.flatnonzero(chosen)
-        for start, row, chosen in zip(starts, rows, selections, strict=True)
+        start + row.prompt_length + np.flatnonzero(chosen) for start, row, chosen in zip(starts, rows, selections, strict=True)
     ]
     flat_targets = np.concatenate([*targets, np.zeros(0, dtype=np.int64)]).astype(np.int64)
     return MicroBatch(
@@ -116,7 +115,9 @@ def pixel_values(images: Images, lookup: Mapping[str, ProcessedImage]) -> torch.
     for key, grid in zip(images.keys, images.grid_thw.tolist(), strict=True):
         image = lookup[key]
         if list(image.grid_thw) != grid:
-            raise ValueError(f"image {key[:12]}: its tokens were expanded for grid {grid}, but the store holds {image.grid_thw}")
+            raise ValueError(
+                f"image {key[:12]}: its tokens were expanded for grid {grid}, but the store holds {image.grid_thw}"
+            )
         patches.append(image.pixel_values)
     return torch.from_numpy(np.concatenate(patches))
 

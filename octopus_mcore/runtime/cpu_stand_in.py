@@ -14,7 +14,20 @@ from typing import Any
 
 import torch
 
-_FACTORIES = ("arange", "empty", "full", "ones", "rand", "randint", "randn", "tensor", "zeros", "empty_like", "zeros_like", "ones_like")
+_FACTORIES = (
+    "arange",
+    "empty",
+    "full",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "tensor",
+    "zeros",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+)
 _CUDA_TENSOR_TYPES = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16", torch.float64: "Double"}
 
 

@@ -55,8 +55,9 @@ class RankPool:
     def _start(self, ranks: int) -> None:
         while len(self._ranks) < ranks:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = self._context.Process(target=_serve, args=(theirs,))
             process.start()
+            theirs.close()  # so that a rank notices when this process ends
             self._ranks.append((process, ours))
 
     def close(self) -> None:
@@ -69,8 +70,13 @@ class RankPool:
 
 def _serve(pipe: Connection) -> None:
     while True:
-        rank, ranks, port, function, args, kwargs = pipe.recv()
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        try:
+            rank, ranks, port, function, args, kwargs = pipe.recv()
+        except EOFError:
+            return
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
         try:
             pipe.send((False, function(*args, **kwargs)))
         except BaseException:

@@ -66,7 +66,11 @@ def test_gradients_and_update_equal_the_single_rank(layout: Layout, single_rank:
             for name, tensor in expected[kind].items():
                 scale = max(float(tensor.abs().max()), 1e-3)
                 torch.testing.assert_close(
-                    result[kind][name] / scale, tensor / scale, atol=1e-5, rtol=0, msg=lambda m, n=name, r=rank: f"{n}, rank {r}: {m}"
+                    result[kind][name] / scale,
+                    tensor / scale,
+                    atol=1e-5,
+                    rtol=0,
+                    msg=lambda m, n=name, r=rank: f"{n}, rank {r}: {m}",
                 )
 
 

@@ -64,7 +64,9 @@ class Qwen3VLModel(GPTModel):
 
     def head_weight(self) -> torch.Tensor:
         """This rank's rows of the output matrix, [padded vocabulary / tensor size, hidden]. Last stage only."""
-        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        return (
+            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        )
 
     def _place_images(
         self, hidden: torch.Tensor, batch: MicroBatch, pixel_values: torch.Tensor

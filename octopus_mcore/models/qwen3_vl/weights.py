@@ -52,9 +52,7 @@ def _layer(layer: int, shape: ModelShape) -> list[WeightEntry]:
 
 
 def _vocabulary(megatron: str, hf: str, shape: ModelShape) -> VocabularyEntry:
-    return VocabularyEntry(
-        megatron, (hf,), split_dim=0, vocab_size=shape.vocab_size, padded_vocab_size=shape.padded_vocab_size
-    )
+    return VocabularyEntry(megatron, (hf,), split_dim=0, vocab_size=shape.vocab_size, padded_vocab_size=shape.padded_vocab_size)
 
 
 def _vision_names(shape: ModelShape) -> list[str]:
