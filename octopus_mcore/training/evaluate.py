@@ -8,11 +8,11 @@ are compared on equal draws.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,27 +30,13 @@ from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import ForcedRounds, SampleProgram
 from octopus_mcore.runtime.world import local_device
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 EXPORT_FOLDER = "export"
 """Where a run directory keeps its exported Hugging Face model."""
 
 Tallies = dict[str, Counter[str]]
 """Counts by `<set>/T<temperature>`, or `<set>/T<temperature>/round<k>` after a forced round; those of several ranks add up."""
 
-COLUMNS = {
-    "first_accuracy": "first",
-    "final_accuracy": "final",
-    "gap": "gap",
-    "wrong_correct": "w→c",
-    "correct_correct": "c→c",
-    "correct_wrong": "c→w",
-    "wrong_wrong": "w→w",
-    "correction_share": "corrections",
-    "length": "length",
-}
-"""Metrics of the printed table and their headings. First accuracy stands beside the gap, because a gap alone can be faked."""
+_ROUND = re.compile(r"round(\d+)_(.*)")
 
 
 def evaluation_prompts(config: Config, processor: Processor, names: Iterable[str] | None = None) -> dict[str, list[Prompt]]:
@@ -107,15 +93,13 @@ def evaluation_tallies(
 
 
 def evaluation_metrics(tallies: Tallies) -> dict[str, float]:
-    """Metrics by `<set>/T<temperature>/<metric>`: those of `experience.statistics.rates`, and after forced round k
-    `round<k>_final_accuracy` and `round<k>_length` (of the whole response, separators included)."""
+    """Metrics by `<set>/T<temperature>/<metric>`: those of `experience.statistics.rates`, and as `round<k>_<metric>` the same
+    of the responses after forced round k, which compare the first attempt with the last."""
     metrics = {}
     for place, counts in tallies.items():
         base, _, number = place.partition("/round")
-        values = rates(counts)
-        if number:
-            values = {f"round{number}_{metric}": values[metric] for metric in ("final_accuracy", "length")}
-        metrics |= {f"{base}/{metric}": value for metric, value in values.items()}
+        prefix = f"round{number}_" if number else ""
+        metrics |= {f"{base}/{prefix}{metric}": value for metric, value in rates(counts).items()}
     return metrics
 
 
@@ -161,38 +145,16 @@ def checkpoint_folder(path: str | PathLike) -> Path:
     )
 
 
-def evaluation_rows(metrics: Mapping[str, float]) -> list[dict[str, str | float]]:
-    """One row per set and temperature for a table: `set`, `temperature`, then the metrics of `COLUMNS` and those of
-    forced rounds."""
-    rows: dict[str, dict[str, str | float]] = {}
+def evaluation_records(metrics: Mapping[str, float], label: str, step: int = 0) -> list[dict[str, str | float]]:
+    """The metrics as records for `observe.table`: one under the name `label`, and one for each forced round."""
+    records: dict[str, dict[str, str | float]] = {}
     for key, value in metrics.items():
-        place, metric = key.rsplit("/", 1)
-        name, temperature = place.rsplit("/", 1)
-        row = rows.setdefault(place, {"set": name, "temperature": temperature})
-        if metric in COLUMNS or metric.startswith("round"):
-            row[metric] = value
-    return list(rows.values())
-
-
-def evaluation_table(metrics: Mapping[str, float]) -> Table:
-    """The rows as a rich table."""
-    from rich.table import Table
-
-    rows = evaluation_rows(metrics)
-    columns = list(dict.fromkeys(metric for row in rows for metric in row))
-    table = Table(title="evaluation")
-    for metric in columns:
-        text = metric in ("set", "temperature")
-        table.add_column(COLUMNS.get(metric, metric.replace("_", " ")), justify="left" if text else "right")
-    for row in rows:
-        table.add_row(*(_cell(metric, row.get(metric, "")) for metric in columns))
-    return table
-
-
-def _cell(metric: str, value: str | float) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:.1f}" if metric.endswith("length") else f"{value:.3f}"
+        place, _, metric = key.rpartition("/")
+        forced = _ROUND.fullmatch(metric)
+        phase = f"{label}, forced round {forced[1]}" if forced else label
+        record = records.setdefault(phase, {"phase": phase, "step": step})
+        record[f"eval/{place}/{forced[2] if forced else metric}"] = value
+    return list(records.values())
 
 
 def _tally(groups: Iterable[Group]) -> Counter[str]:
