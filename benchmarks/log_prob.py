@@ -4,9 +4,9 @@
     python benchmarks/log_prob.py --device cuda --vocab 151936 --hidden 4096 --tokens 16384 --dtype bfloat16
 
 Runs are paired: every repetition times both sides one after the other, in alternating order, on the same inputs; the table
-shows medians over repetitions, and the median of the *paired* ratios. Peak memory is taken in a run of its own and beyond the inputs
-(the gradients of hidden states and matrix count on both sides): on CUDA the allocator's peak, on a CPU the most bytes that
-storages made by operations held at one time. Before anything is timed, log-probs and gradients of both sides are compared.
+shows medians over repetitions, and the median of the *paired* ratios. Peak memory is taken in a run of its own and beyond the
+inputs (the gradients of hidden states and matrix count on both sides): on CUDA the allocator's peak, on a CPU the most bytes
+that storages made by operations held at one time. Before anything is timed, log-probs and gradients of both sides are compared.
 """
 
 from __future__ import annotations
