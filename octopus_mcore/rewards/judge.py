@@ -27,7 +27,7 @@ class Response:
 
 
 class Judge:
-    """Grades attempts and judges responses by one `RewardConfig`. It owns processes: use it as a context manager, or `close` it.
+    """Grades attempts and judges responses by one `RewardConfig`. It owns processes: use it as a context manager or `close` it.
 
     `counts` adds up over its life: `comparisons`, and those that failed by `timeouts`, `crashes` and `errors`.
     """

@@ -1,0 +1,124 @@
+"""Groups for tests of the experience buffer, made on the real path: texts → token ids → spans → judge."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
+from octopus_mcore.experience.types import Group, Prompt, Rollout
+from octopus_mcore.rewards.judge import Judge, Response
+from octopus_mcore.runtime.seeds import numpy_generator
+
+TRUTH = "42"
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""The pre-tokenizer of Qwen2 to Qwen3: it lets `}` and the blank line behind it become one token."""
+
+EXACT = RewardConfig(judge="exact", workers=0)
+
+
+def attempt(answer: str, thought: str = "so") -> str:
+    return f"<think>\n{thought}\n</think>\n\n\\boxed{{{answer}}}"
+
+
+def answered(correct: bool) -> str:
+    return TRUTH if correct else "13"
+
+
+@cache
+def qwen_like_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen's pre-tokenizer, trained on responses, so that `}\\n\\n` is one token."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    special = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[AddedToken(token, special=True) for token in special]
+        + [AddedToken(token, special=False) for token in ("<think>", "</think>")],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([attempt("12") + SEPARATOR + attempt("34")] * 50, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def encode(text: str) -> tuple[int, ...]:
+    return tuple(qwen_like_tokenizer().encode(text, add_special_tokens=False))
+
+
+@cache
+def finder() -> SpanFinder:
+    return SpanFinder(qwen_like_tokenizer())
+
+
+def native(
+    text: str, version: int = 3, finish_reason: str = "stop", config: RewardConfig = EXACT, truth: str = TRUTH
+) -> Rollout:
+    """A judged native whose text is `text` (and the end token, if it stopped)."""
+    token_ids = encode(text + ("<|im_end|>" if finish_reason == "stop" else ""))
+    spans = finder().find(token_ids, version)
+    response = Response(finder().attempt_texts(token_ids, spans), truth, finder().extra_corrections(token_ids))
+    log_probs = -numpy_generator("log-probs", text).random(len(token_ids), dtype=np.float32)
+    with Judge(config) as judge:
+        return Rollout(token_ids, log_probs, spans, finish_reason, judgement=judge.judge([response])[0])
+
+
+def labelled(label: str, number: int = 0, config: RewardConfig = EXACT) -> Rollout:
+    """A native with transition `wc`, `cc`, `cw` or `ww`, or a single right (`c`) or wrong (`w`) attempt.
+
+    `number` varies text and length.
+    """
+    halves = [
+        attempt(answered(letter == "c"), f"way {number}" + " on" * (number + place)) for place, letter in enumerate(label)
+    ]
+    return native(SEPARATOR.join(halves), config=config)
+
+
+def group_of(labels: Sequence[str], uid: str = "question-1", config: RewardConfig = EXACT) -> Group:
+    """A group of natives with these labels."""
+    prompt = Prompt(uid, encode("What is it?"), "What is it?", TRUTH)
+    return Group(prompt, tuple(labelled(label, number, config) for number, label in enumerate(labels)))
+
+
+def pair_judgement(first, correction):
+    """The reward table with its default values."""
+    from octopus_mcore.rewards.shaping import pair_judgement as judge_pair
+
+    return judge_pair(first, correction, EXACT)
+
+
+def same_rollout(a: Rollout, b: Rollout) -> bool:
+    """Equality of rollouts, arrays included, bit by bit."""
+    plain = all(
+        getattr(a, name) == getattr(b, name) for name in ("token_ids", "spans", "finish_reason", "provenance", "judgement")
+    )
+    arrays = [(a.log_probs, b.log_probs)]
+    if a.signal is not None and b.signal is not None:
+        arrays += [(getattr(a.signal, name), getattr(b.signal, name)) for name in ("policy_mask", "kl_mask", "advantages")]
+    return (
+        plain
+        and (a.signal is None) == (b.signal is None)
+        and all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in arrays)
+    )
+
+
+def same_group(a: Group, b: Group) -> bool:
+    pairs = zip(a.rollouts, b.rollouts, strict=False)
+    return a.prompt == b.prompt and len(a.rollouts) == len(b.rollouts) and all(same_rollout(*pair) for pair in pairs)

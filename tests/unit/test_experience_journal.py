@@ -1,0 +1,92 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octopus_mcore.config.schema import BufferConfig
+from octopus_mcore.experience.buffer import build_buffer
+from octopus_mcore.experience.journal import JournalError, append_groups, decode_group, encode_group, read_groups
+from octopus_mcore.experience.stages import StageContext
+from octopus_mcore.experience.types import Group, ImageRef, Prompt
+from tests.experience_groups import group_of, pair_judgement, same_group
+
+LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=1, max_size=4)
+
+
+def buffered(labels, uid="q") -> Group:
+    return build_buffer(BufferConfig(mask="first"), 10**6, pair_judgement)([group_of(labels, uid)], StageContext(0, 0)).groups[
+        0
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(LABELS, st.lists(st.floats(width=32), min_size=1), st.booleans())
+def test_a_group_survives_the_journal_bit_by_bit(labels, floats, with_signal):
+    group = buffered(labels) if with_signal else group_of(labels)
+    first = group.rollouts[0]
+    odd = np.resize(np.array(floats, dtype=np.float32), len(first.token_ids))
+    group = replace(group, rollouts=(replace(first, log_probs=odd), *group.rollouts[1:]))
+    assert same_group(decode_group(encode_group(group)), group)
+
+
+def test_prompt_images_metadata_and_unjudged_rollouts_survive():
+    prompt = Prompt("é-1", (1, 2, 2), "Où?", "là\n", (ImageRef("ab12", 1, (1, 2, 4), 2),), {"subject": "géo", "level": 3})
+    group = Group(prompt, tuple(replace(rollout, judgement=None) for rollout in group_of(["cc"]).rollouts))
+    assert same_group(decode_group(encode_group(group)), group)
+
+
+def test_append_and_read(tmp_path):
+    path = tmp_path / "rollouts" / "step_0001.jsonl"
+    groups = [buffered(["cc", "ww"], f"q{number}") for number in range(3)]
+    append_groups(path, groups[:2])
+    append_groups(path, groups[2:])
+    assert all(same_group(*pair) for pair in zip(read_groups(path), groups, strict=True))
+    row = json.loads(path.read_text().splitlines()[0])
+    assert row["rollouts"][-1]["provenance"] in ({"first": 0, "correction": 1}, {"first": 1, "correction": 0})
+    assert [span["kind"] for span in row["rollouts"][0]["spans"]] == ["first", "separator", "correction"]
+
+
+def test_a_bad_row_is_named_by_file_and_line(tmp_path):
+    path = tmp_path / "step.jsonl"
+    append_groups(path, [group_of(["cc"], "a"), group_of(["ww"], "b")])
+    lines = path.read_text().splitlines(keepends=True)
+    spoilt = json.loads(lines[1])
+    spoilt["rollouts"][0]["token_ids"].pop()
+    for bad in ("{}\n", "not json\n", "[]\n", json.dumps(spoilt) + "\n"):
+        path.write_text(lines[0] + bad)
+        with pytest.raises(JournalError, match=r"step\.jsonl, line 2: not a journalled group"):
+            list(read_groups(path))
+
+
+def test_a_torn_line_is_told_and_cut_off_by_the_next_append(tmp_path):
+    path = tmp_path / "step.jsonl"
+    groups = [group_of(["cc"], "a"), group_of(["ww"], "b")]
+    append_groups(path, groups)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(JournalError, match="line 2.*torn"):
+        list(read_groups(path))
+    append_groups(path, groups[1:])
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:50])
+    append_groups(path, groups)
+    assert path.read_bytes() == whole
+
+
+def test_a_torn_line_longer_than_one_block_is_cut_off(tmp_path):
+    path = tmp_path / "step.jsonl"
+    append_groups(path, [group_of(["cc"], "a")])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x" * 200_000)
+    append_groups(path, [])
+    assert path.read_bytes() == whole
+
+
+def test_metadata_that_json_cannot_hold_is_named(tmp_path):
+    prompt = replace(group_of(["cc"]).prompt, metadata={"image": object()})
+    with pytest.raises(ValueError, match="'question-1'.*metadata"):
+        append_groups(tmp_path / "step.jsonl", [Group(prompt, ())])
+    assert not (tmp_path / "step.jsonl").exists()

@@ -1,0 +1,121 @@
+import pytest
+
+from octopus_mcore.rewards.judges import JUDGES, choice_equal, decide_quickly, exact_equal, math_equal, number_equal
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "equal"),
+    [
+        ("1/2", "0.5", True),
+        (r"\frac12", r"\frac{1}{2}", True),
+        (r"2\sqrt{3}", r"\sqrt{12}", True),
+        ("x = 5", "5", True),
+        ("1,000", "1000", True),
+        (r"50\%", "50", True),
+        (r"3\text{ cm}", "3", True),
+        (r"45^\circ", "45", True),
+        (r"\{1, 2\}", r"\{2, 1\}", True),
+        ("(B)", "B", True),
+        (r"\text{B}", "B", True),
+        ("b", "B", True),
+        ("$5$", "5", True),
+        ("B. 10", "B", False),
+        ("C", "B", False),
+        ("12", "21", False),
+        ("3.15", r"\pi", False),
+        (r"\frac{", "1", False),
+        ("red", "blue", False),
+    ],
+)
+def test_math(answer, truth, equal):
+    """The lines with B are those of octopus.md §2.2 (there with mathruler)."""
+    assert math_equal(answer, truth) is equal
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "equal"),
+    [
+        ("B", "B", True),
+        ("(b)", "B", True),
+        (r"\text{B}", "(B)", True),
+        (r"\textbf{(B)}", "B", True),
+        ("B. 10", "B", True),
+        ("B) 12 cm", "B", True),
+        ("B", "B. 10", True),
+        ("$B$", "B", True),
+        ("C", "B", False),
+        ("A circle", "A", False),
+        ("Because", "B", False),
+        ("", "B", False),
+        ("12", "12", True),
+        ("13", "12", False),
+    ],
+)
+def test_choice(answer, truth, equal):
+    assert choice_equal(answer, truth) is equal
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "equal"),
+    [
+        ("5", "5.0", True),
+        ("100", "100.9", True),
+        ("100", "102", False),
+        ("5 cm", "5", True),
+        ("5", r"5\text{ cm}", True),
+        ("5 cm", "5 m", False),
+        ("5 CM.", "5 cm", True),
+        ("12%", "12", True),
+        (r"12\%", "0.12", True),
+        ("0.12", "12%", True),
+        ("12%", "12 %", True),
+        ("0.12%", "12%", False),
+        ("0.12", "12", False),
+        ("12 kg", "12%", False),
+        ("1,234.5", "1234.5", True),
+        ("1/4", "0.25", True),
+        (r"\frac{1}{4}", "0.25", True),
+        (r"-\frac{1}{4}", "-0.25", True),
+        (r"3 \times 10^{4}", "30000", True),
+        ("3e4", "30000", True),
+        ("-5", "5", False),
+        ("1/0", "5", False),
+        ("0", "0", True),
+        ("0.005", "0", True),
+        ("1", "0", False),
+        ("45°", r"45^\circ", True),
+        ("five", "5", False),
+        ("five", "five", True),
+        ("", "5", False),
+        ("5 or 6", "5", False),
+        ("1e999", "5", False),
+    ],
+)
+def test_number(answer, truth, equal):
+    assert number_equal(answer, truth) is equal
+
+
+def test_exact():
+    assert exact_equal(" a b ", "a b") and not exact_equal("A", "a")
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "verdict"),
+    [
+        ("42", "42", True),
+        ("042", "+42", True),
+        ("41", "42", False),
+        (r"\frac{1}{2}", r" \frac{1}{2} ", True),
+        (" ", "42", False),
+        ("1" * 2000, "42", False),
+        ("42.0", "42", None),
+        ("B", "b", None),
+    ],
+)
+def test_math_is_decided_quickly_only_where_it_is_certain(answer, truth, verdict):
+    assert decide_quickly("math", answer, truth) is verdict
+
+
+def test_other_judges_are_always_decided_quickly():
+    for kind in set(JUDGES) - {"math"}:
+        assert decide_quickly(kind, "7", "7") is True and decide_quickly(kind, "7", "8") is False

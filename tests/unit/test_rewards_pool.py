@@ -1,0 +1,91 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.rewards.judge import Judge, Response
+from octopus_mcore.rewards.pool import ComparisonPool
+from tests.experience_groups import attempt
+from tests.misbehaving import behave
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = ComparisonPool(workers=2, timeout_seconds=0.5)
+    yield pool
+    pool.close()
+
+
+def test_it_survives_a_loop_a_crash_an_error_and_hunger_in_order(pool):
+    answers = ["a", "loop", "b", "crash", "slow", "raise", "a", "memory", "a"]
+    assert pool.run(behave, [(answer, "a") for answer in answers]) == [answer == "a" for answer in answers]
+    assert pool.counts == {"timeouts": 1, "crashes": 1, "errors": 2}
+
+
+def test_it_goes_on_after_that_from_any_thread(pool):
+    results = []
+    thread = threading.Thread(target=lambda: results.extend(pool.run(behave, [("slow", "slow"), ("a", "a"), ("b", "a")])))
+    thread.start()
+    thread.join(30)
+    assert results == [True, True, False]
+
+
+def test_it_starts_again_when_its_workers_died_idle(pool):
+    assert pool.run(behave, [("a", "a")]) == [True]
+    for worker in list(pool._pool._pool_manager.worker_manager.workers.values()):
+        os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)
+    assert pool.run(behave, [("a", "a"), ("b", "a")]) == [True, False]
+
+
+def box(answer: str) -> str:
+    return attempt(answer)
+
+
+def test_pathological_latex_is_wrong_and_counted_and_the_judge_goes_on():
+    with Judge(RewardConfig(timeout_seconds=0.5)) as judge:
+        answers = ["0.5", "9^{9^{9^{9^{9}}}}", r"\int_0^{10^9} x^x dx", "(" * 500, r"\frac{2}{4}"]
+        judgements = judge.judge([Response((box(answer),), "1/2") for answer in answers])
+        assert [judgement.final_correct for judgement in judgements] == [True, False, False, False, True]
+        assert judge.counts["comparisons"] == 5 and judge.counts["timeouts"] + judge.counts["errors"] >= 1
+
+
+def test_a_step_of_short_integers_takes_no_time_and_no_process():
+    """32 prompts × 8 rollouts × 2 attempts."""
+    with Judge(RewardConfig()) as judge:
+        responses = [
+            Response((box(str(prompt)), box(str(prompt + rollout % 3))), str(prompt))
+            for prompt in range(32)
+            for rollout in range(8)
+        ]
+        started = time.thread_time()
+        judgements = judge.judge(responses)
+        assert time.thread_time() - started < 0.1
+        assert judge._pool._pool is None
+    assert all(judgement.first_correct for judgement in judgements)
+    assert sum(judgement.final_correct for judgement in judgements) == 32 * 3
+
+
+def test_each_distinct_attempt_is_graded_once(monkeypatch):
+    graded = []
+    monkeypatch.setattr("octopus_mcore.rewards.judge.well_formatted", lambda text: bool(graded.append(text)) or True)
+    with Judge(RewardConfig(judge="exact", workers=0)) as judge:
+        grades = judge.grade([(box("1"), "1"), (box("2"), "1"), (box("1"), "1"), (box("1"), "2")])
+    assert [grade.correct for grade in grades] == [True, False, True, False]
+    assert sorted(graded) == sorted([box("1"), box("2"), box("1")]), "(text, truth) pairs, each once"
+    assert judge.counts["comparisons"] == 3
+
+
+def test_judging_without_workers_gives_the_same_verdicts():
+    responses = [Response((box(answer),), truth) for answer, truth in [("1/2", "0.5"), ("x", "y"), ("3", "3"), (r"\pi", "3")]]
+    with Judge(RewardConfig(workers=0)) as inside, Judge(RewardConfig()) as outside:
+        assert inside.judge(responses) == outside.judge(responses)
+
+
+def test_an_invalid_response_says_why_and_keeps_its_grades():
+    with Judge(RewardConfig(workers=0)) as judge:
+        judgement = judge.judge([Response((box("1"), box("2")), "2", invalid="vision_token")])[0]
+    assert not judgement.valid and judgement.parts["invalid/vision_token"] == 1 and judgement.final_correct
