@@ -1,0 +1,67 @@
+"""What every phase does around its steps: take up or start, record, evaluate, save, prune."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from octopus_mcore.config.schema import PhaseConfig
+from octopus_mcore.policy.checkpoint import is_finished, load_checkpoint, save_checkpoint
+from octopus_mcore.rewards.judge import Judge
+from octopus_mcore.training.session import Session
+
+BEST_FOLDER = "best"
+"""Where the run directory keeps the exported model of the best in-training evaluation."""
+
+
+def begin_phase(session: Session, name: str, phase: PhaseConfig, with_reference: bool = False) -> None:
+    """A fresh optimizer, and as reference the weights that the phase begins with; then, on resuming, the checkpoint's state."""
+    session.policy.begin_phase(phase.optimizer, with_reference)
+    state = session.state
+    if state.phase == name and state.step:
+        load_checkpoint(session.directory.checkpoint(name, state.step), session.policy, with_optimizer=True)
+    else:
+        state.phase, state.step, state.buffer = name, 0, {}
+    session.sync_engine()
+    session.progress.begin_phase(name, state.step)
+
+
+def end_step(
+    session: Session, name: str, phase: PhaseConfig, step: int, metrics: Mapping[str, float], judge: Judge | None
+) -> None:
+    """Records the step, evaluates and saves where that is due. The engine must hold the step's weights when it evaluates."""
+    session.state.step = step
+    metrics = {**metrics, **session.timer.lap()}
+    session.record(name, step, metrics)
+    session.progress.step(step, metrics)
+    last = step == phase.steps
+    if last or (phase.eval_every and step % phase.eval_every == 0):
+        _evaluate(session, name, step, last, judge)
+    every = session.config.checkpoint.every
+    if last or (every and step % every == 0):
+        session.progress.activity("checkpoint")
+        save_checkpoint(session.directory.checkpoint(name, step), session.policy, asdict(session.state), session.world)
+        if session.world.is_main:
+            _prune(session.directory.checkpoints(name), session.config.checkpoint.keep)
+    session.timer.lap()  # evaluation and saving belong to no step
+
+
+def _evaluate(session: Session, name: str, step: int, last: bool, judge: Judge | None) -> None:
+    """In-training sets when due, all sets at the phase's end; exports the model when it is the best so far."""
+    evaluation = session.config.eval
+    session.progress.activity("evaluation")
+    session.sync_engine()
+    metrics = session.evaluate(name, step, list(evaluation.sets) if last else evaluation.during_training, judge)
+    best_by, state = session.config.checkpoint.best_by, session.state
+    if best_by in metrics and (state.best is None or metrics[best_by] > state.best):
+        state.best = metrics[best_by]
+        session.export(BEST_FOLDER)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` finished checkpoints of a phase; its last one is the newest of all."""
+    finished = sorted(path for path in folder.iterdir() if is_finished(path))
+    for path in finished[:-keep]:
+        shutil.rmtree(path)

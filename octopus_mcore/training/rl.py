@@ -1,0 +1,64 @@
+"""The reinforcement-learning loop. Octopus' stages and the baselines differ in configuration, never here."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from octopus_mcore.config.plugins import load_plugin
+from octopus_mcore.config.schema import RLPhaseConfig
+from octopus_mcore.experience.buffer import build_buffer
+from octopus_mcore.experience.journal import append_groups
+from octopus_mcore.experience.stages import StageContext
+from octopus_mcore.experience.statistics import rollout_statistics
+from octopus_mcore.policy.schedule import learning_rate
+from octopus_mcore.rewards.shaping import pair_judgement
+from octopus_mcore.training.phase import begin_phase, end_step
+from octopus_mcore.training.row_batch import RowBatch, row_batch, update_metrics
+from octopus_mcore.training.session import Session, judging
+
+
+def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
+    """Runs the phase's remaining steps: generate and judge → buffer → log-probs → updates → sync."""
+    source = load_plugin(session.config.data.train, "data.train")
+    pair = partial(pair_judgement, config=phase.rewards)
+    buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, pair)
+    with judging(session, phase.rewards) as judge:
+        begin_phase(session, name, phase, with_reference=phase.loss.kl_coefficient > 0)
+        if session.state.buffer:
+            buffer.load_state_dict(session.state.buffer)
+        for step in range(session.state.step + 1, phase.steps + 1):
+            prompts, skipped = session.draw_prompts(source, phase.prompts_per_step)
+            with session.timer("rollout"):
+                groups = session.generate(prompts, phase, judge)
+            with session.timer("buffer"):
+                result = buffer(groups, StageContext(session.config.run.seed, session.policy.version))
+            with session.timer("log-probs"):
+                batch = row_batch(session.policy, result.groups, phase)
+            with session.timer("update"):
+                updates = _update(session, phase, step, batch)
+            with session.timer("sync"):
+                session.sync_engine()
+            natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
+            metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics | updates
+            session.state.buffer = buffer.state_dict()
+            _journal(session, name, step, result.groups)
+            end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)
+
+
+def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) -> dict[str, float]:
+    """The step's optimizer updates, whole groups in each; their mean metrics."""
+    total = phase.steps * phase.updates_per_step
+    reports = []
+    for number, (rows, objective) in enumerate(batch.mini_batches(phase.updates_per_step, phase.loss)):
+        rate = learning_rate((step - 1) * phase.updates_per_step + number, phase.optimizer, total)
+        reports.append(session.policy.update(rows, objective, phase.rollout.temperature, rate))
+    return update_metrics(reports)
+
+
+def _journal(session: Session, name: str, step: int, groups: tuple) -> None:
+    """Every k-th step's rollouts with spans, provenance and training signal. A repeated step replaces its file."""
+    every = session.config.observe.rollouts_every
+    if session.world.is_main and every and step % every == 0:
+        file = session.directory.rollouts_file(name, step)
+        file.unlink(missing_ok=True)
+        append_groups(file, groups)

@@ -1,0 +1,152 @@
+"""A whole run on one rank: take up what is there, run the phases, evaluate, export, show."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from octopus_mcore.config.layout import ranks_to_start
+from octopus_mcore.config.plugins import load_plugin
+from octopus_mcore.config.schema import Config, SFTPhaseConfig
+from octopus_mcore.data.processor import Processor
+from octopus_mcore.launch.local import run_ranks
+from octopus_mcore.observe.curves import plot_curves
+from octopus_mcore.observe.metrics import MetricLog, read_records, tensorboard_tracker
+from octopus_mcore.observe.progress import Progress
+from octopus_mcore.observe.run_dir import RunDirectory
+from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
+from octopus_mcore.observe.timer import StepTimer
+from octopus_mcore.policy.checkpoint import is_finished, load_checkpoint, read_state
+from octopus_mcore.policy.policy import Policy
+from octopus_mcore.runtime.world import World, join_world
+from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
+from octopus_mcore.training.rl import run_rl_phase
+from octopus_mcore.training.session import RunState, Session, embedded_engine
+from octopus_mcore.training.sft import run_sft_phase
+
+
+def train(config: Config) -> None:
+    """Runs the configured phases, starting the ranks or joining those that a launcher started.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, before any training.
+        RankError: a rank failed while training.
+    """
+    logs = RunDirectory.of(config.run).logs
+    run_ranks(train_rank, (config,), ranks_to_start(config), threads=config.runtime.threads, logs=logs)
+
+
+def train_rank(config: Config) -> None:
+    """The run on one rank of the world."""
+    with join_world(config.parallel, config.runtime) as world, ExitStack() as stack:
+        _create_model(config, world)
+        directory = RunDirectory.of(config.run)
+        state = resume_state(config, directory)
+        session = _open_session(config, world, directory, state, stack)
+        for name, phase in _remaining(config, state, session):
+            run = run_sft_phase if isinstance(phase, SFTPhaseConfig) else run_rl_phase
+            run(session, name, phase)
+        session.progress.activity("export")
+        session.export(EXPORT_FOLDER)
+        if session.world.is_main:
+            _summarise(session)
+
+
+def resume_state(config: Config, directory: RunDirectory) -> RunState:
+    """The state of the newest finished checkpoint of the latest phase that has one; an empty state where there is none.
+
+    Raises:
+        ValueError: there is one, but `run.resume` is `never`.
+    """
+    for name in reversed(config.phases):
+        folder = directory.checkpoints(name)
+        finished = sorted(path for path in folder.iterdir() if is_finished(path)) if folder.is_dir() else []
+        if finished and config.run.resume == "never":
+            raise ValueError(
+                f"{directory.path} holds the checkpoint {finished[-1]}, but run.resume is 'never'; "
+                "choose another run.name, or run.resume=auto to go on from it"
+            )
+        if finished:
+            known = RunState.__dataclass_fields__
+            return RunState(**{key: value for key, value in read_state(finished[-1]).items() if key in known})
+    return RunState()
+
+
+def _create_model(config: Config, world: World) -> None:
+    """Makes the checkpoint folder where the configuration says how and it does not exist yet."""
+    if config.model.create is not None and world.is_main and not Path(config.model.path).exists():
+        load_plugin(config.model.create, "model.create", path=config.model.path)
+    world.barrier()
+
+
+def _open_session(config: Config, world: World, directory: RunDirectory, state: RunState, stack: ExitStack) -> Session:
+    """Everything that can refuse bad input happens here, before the first step."""
+    processor = Processor.from_pretrained(config.model.path, config.data.prompt_suffix, config.data.max_prompt_tokens)
+    _validate_sources(config)
+    prompts = evaluation_prompts(config, processor)
+    policy = Policy(config, world, processor.images, processor.tokens.banned)
+    progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
+    return Session(
+        config=config,
+        world=world,
+        processor=processor,
+        policy=policy,
+        engine=embedded_engine(config, world, processor),
+        directory=directory,
+        log=_open_log(config, directory, state, stack) if world.is_main else None,
+        progress=progress,
+        evaluation_prompts=prompts,
+        state=state,
+        timer=StepTimer(on_enter=progress.activity),
+    )
+
+
+def _validate_sources(config: Config) -> None:
+    """Reads what the sources would read in training, so that a missing image shows now and not after a day."""
+    sources = {f"phases.{name}.source": phase.source for name, phase in config.phases.items() if phase.kind == "sft"}
+    if any(phase.kind == "rl" for phase in config.phases.values()):
+        sources["data.train"] = config.data.train
+    for key, plugin in sources.items():
+        source = load_plugin(plugin, key)
+        if hasattr(source, "validate"):
+            source.validate()
+
+
+def _open_log(config: Config, directory: RunDirectory, state: RunState, stack: ExitStack) -> MetricLog:
+    directory.create(config)
+    log = MetricLog(
+        directory,
+        {name: phase.steps for name, phase in config.phases.items()},
+        resume_after=(state.phase, state.step) if state.phase else None,
+        make_trackers=[tensorboard_tracker(directory.tensorboard)] if config.observe.tensorboard else [],
+    )
+    stack.callback(log.close)
+    return log
+
+
+def _remaining(config: Config, state: RunState, session: Session) -> list:
+    """The phases still to run, with the weights loaded that the first of them begins with."""
+    names = list(config.phases)
+    if not state.phase:
+        return list(config.phases.items())
+    first = names.index(state.phase) + (state.step >= config.phases[state.phase].steps)
+    if first > 0:
+        before = names[first - 1]
+        load = partial(load_checkpoint, policy=session.policy, with_optimizer=False)
+        load(session.directory.checkpoint(before, config.phases[before].steps))
+    return [(name, config.phases[name]) for name in names[first:]]
+
+
+def _summarise(session: Session) -> None:
+    """Table, curves and summary of the finished run."""
+    directory = session.directory
+    records = read_records(directory.metrics_file)
+    tables = {}
+    for name in evaluated_sets(records):
+        rows = phase_rows(records, name)
+        tables[name] = [{"phase": row.phase, "temperature": row.temperature, **row.metrics} for row in rows]
+        session.progress.note(rich_table(rows, f"{session.config.run.name}: {name} set"))
+    plot_curves(records, directory.curves_file, title=session.config.run.name)
+    directory.write_summary({"evaluation": tables})
+    session.progress.note(f"run directory {directory.path}: metrics.jsonl, rollouts/, checkpoints/, export/, curves.png")

@@ -1,0 +1,154 @@
+"""What a run holds on one rank, and the few things that every phase does with it: prompts, generation, evaluation, records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from octopus_mcore.config.schema import Config, RewardConfig, RLPhaseConfig
+from octopus_mcore.data.processor import Processor
+from octopus_mcore.data.rows import PromptSource
+from octopus_mcore.experience.spans import SpanFinder
+from octopus_mcore.experience.types import Group, Prompt
+from octopus_mcore.models.hf_folder import save_hf_folder
+from octopus_mcore.observe.metrics import MetricLog
+from octopus_mcore.observe.progress import Progress
+from octopus_mcore.observe.run_dir import RunDirectory
+from octopus_mcore.observe.timer import StepTimer
+from octopus_mcore.policy.policy import Policy
+from octopus_mcore.rewards.judge import Judge
+from octopus_mcore.rollout.embedded import EmbeddedEngine
+from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
+from octopus_mcore.rollout.programs import SampleProgram
+from octopus_mcore.runtime.seeds import key_bits
+from octopus_mcore.runtime.world import World
+from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_tallies
+
+
+@dataclass
+class RunState:
+    """What resumes besides weights and optimizer: the place in the run, the data cursor, the buffer's state, the best so far."""
+
+    phase: str = ""
+    step: int = 0
+    prompts_drawn: int = 0
+    buffer: Mapping[str, Any] = field(default_factory=dict)
+    best: float | None = None
+
+
+@dataclass
+class Session:
+    """One rank's run. `engine` is None on ranks that lead no replica; `log` is None on all ranks but the main one."""
+
+    config: Config
+    world: World
+    processor: Processor
+    policy: Policy
+    engine: RolloutEngine | None
+    directory: RunDirectory
+    log: MetricLog | None
+    progress: Progress
+    evaluation_prompts: Mapping[str, Sequence[Prompt]]
+    state: RunState
+    timer: StepTimer = field(default_factory=StepTimer)
+
+    def sync_engine(self) -> None:
+        """Gives the engine the policy's weights, unless it has them. Collective."""
+        stream = self.policy.weight_stream("leader")
+        if self.engine is not None:
+            self.engine.update_weights(stream, self.policy.version)
+        for _ in stream:
+            pass
+
+    def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
+        """The next `count` prompts, and how many too long ones were passed over; moves the data cursor. The same on every rank."""
+        prompts: list[Prompt] = []
+        skipped = 0
+        while len(prompts) < count:
+            wanted = count - len(prompts)
+            rows = source.rows(self.state.prompts_drawn, wanted, key_bits(self.config.run.seed, "prompts") >> 1)
+            self.state.prompts_drawn += wanted
+            drawn, too_long = self.processor.prompts(rows)
+            prompts += drawn
+            skipped += len(too_long)
+        self.retain_images(prompts)
+        return prompts, skipped
+
+    def generate(self, prompts: Sequence[Prompt], phase: RLPhaseConfig, judge: Judge | None) -> list[Group]:
+        """Judged natives of all prompts, on every rank; each replica's engine answers its share."""
+        groups: list[Group] = []
+        if self.engine is not None and judge is not None:
+            sampling = SamplingParams(
+                temperature=phase.rollout.temperature,
+                top_p=phase.rollout.top_p,
+                max_new_tokens=phase.rollout.max_new_tokens,
+                stop_token_ids=self.processor.tokens.end_ids,
+                banned_token_ids=self.processor.tokens.banned,
+            )
+            program = SampleProgram(SpanFinder(self.processor.tokenizer), sampling, phase.rollout.n)
+            key = (self.config.run.seed, self.policy.version, "rollout")
+            groups = asyncio.run(program.run(self.share(prompts), self.engine, judge, key))
+        by_uid = {group.prompt.uid: group for part in self.world.all_gather(groups) for group in part}
+        return [by_uid[prompt.uid] for prompt in prompts]
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This replica's share of a list that every rank has."""
+        return items[self.world.data_rank :: self.world.data_size]
+
+    def evaluate(self, phase: str, step: int, names: Sequence[str], judge: Judge | None) -> dict[str, float]:
+        """Evaluates the policy on the named sets and records it; metrics by `<set>/T<temperature>/<name>`, on every rank."""
+        if not names:
+            return {}
+        tallies: dict[str, Counter[str]] = {}
+        if self.engine is not None and judge is not None:
+            prompts = {name: self.share(self.evaluation_prompts[name]) for name in names}
+            tallies = evaluation_tallies(self.config, self.engine, self.processor, judge, prompts)
+        total: dict[str, Counter[str]] = {}
+        for part in self.world.all_gather(tallies):
+            for place, counts in part.items():
+                total.setdefault(place, Counter()).update(counts)
+        metrics = evaluation_metrics(total)
+        self.record(phase, step, {f"eval/{name}": value for name, value in metrics.items()})
+        return metrics
+
+    def record(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes metrics on the main rank."""
+        if self.log is not None:
+            self.log.write(phase, step, metrics)
+
+    def export(self, name: str) -> None:
+        """Writes the policy as a Hugging Face folder into the run directory. Collective."""
+        target = self.directory.path / name if self.world.is_main else None
+        save_hf_folder(self.policy.weight_stream("leader"), target, self.config.model.path)
+
+    def retain_images(self, prompts: Sequence[Prompt]) -> None:
+        """Forgets all images but those of these prompts and of the evaluation sets."""
+        kept = [prompt for group in self.evaluation_prompts.values() for prompt in group]
+        self.processor.images.retain({image.key for prompt in (*kept, *prompts) for image in prompt.images})
+
+
+@contextmanager
+def judging(session: Session, rewards: RewardConfig) -> Iterator[Judge | None]:
+    """A judge on ranks that generate, None elsewhere."""
+    with ExitStack() as stack:
+        yield stack.enter_context(Judge(rewards)) if session.engine is not None else None
+
+
+def embedded_engine(config: Config, world: World, processor: Processor) -> RolloutEngine | None:
+    """The replica's engine, on its leading rank only."""
+    if not world.is_replica_leader:
+        return None
+    build = partial(EmbeddedEngine, config.model.path, processor.images, device=world.device)
+    return build(dtype=world_dtype(config), max_batch_size=config.rollout.max_batch_size)
+
+
+def world_dtype(config: Config) -> Any:
+    """The torch dtype that `model.dtype` names."""
+    import torch
+
+    return getattr(torch, config.model.dtype)
