@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,6 @@ class Description:
 
     text: str
     violations: tuple[str, ...]
-
-
-def launched_world_size(environment: Mapping[str, str] | None = None) -> int | None:
-    """Ranks that torchrun (WORLD_SIZE) or srun (SLURM_NTASKS with MASTER_ADDR) started; None when no launcher did."""
-    environment = os.environ if environment is None else environment
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return int(environment["WORLD_SIZE"])
-    if "MASTER_ADDR" in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
-        return int(environment["SLURM_NTASKS"])
-    return None
 
 
 def violations_of(config: Config, world_size: int | None = None) -> list[str]:

@@ -1,9 +1,8 @@
-"""Writes `docs/configuration.md` from the schema: `python -m octopus_mcore.config.docs [--check] [FILE]`."""
+"""Writes `docs/configuration.md` from the schema; `octopus-mcore config-docs` and `make docs` call it."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,8 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from octopus_mcore.config.schema import Config, RLPhaseConfig, Section, SFTPhaseConfig
-from octopus_mcore.config.tree import PLACEHOLDER, section_fields
+from octopus_mcore.config.schema import Config, PluginConfig, RLPhaseConfig, Section, SFTPhaseConfig
+from octopus_mcore.config.tree import PLACEHOLDER, SchemaField, section_fields
 
 DEFAULT_FILE = Path("docs/configuration.md")
 
@@ -60,7 +59,7 @@ def _chapter(title: str, section: type[Section], prefix: str) -> Iterator[str]:
     yield f"{_one_line(inspect.getdoc(section) or '')}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for entry in section_fields(section, prefix):
-        cells = [f"`{entry.path}`", _type_name(entry.info), _default(entry.info), _one_line(entry.info.description or "")]
+        cells = [f"`{entry.path}`", _type_name(entry.info), _default(entry), _one_line(entry.info.description or "")]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 
@@ -77,7 +76,8 @@ def _type_name(info: FieldInfo) -> str:
         for name in symbols
         if (value := getattr(part, name, None)) is not None
     ]
-    return " ".join([_annotation_name(info.annotation), ", ".join(bounds)]).strip()
+    name, null, _ = _annotation_name(info.annotation).partition(" or null")
+    return " ".join(part for part in (name, ", ".join(bounds)) if part) + null
 
 
 def _annotation_name(annotation: Any) -> str:
@@ -92,18 +92,21 @@ def _annotation_name(annotation: Any) -> str:
         return f"mapping to {_annotation_name(arguments[1])}"
     if origin is list:
         return f"list of {_annotation_name(arguments[0])}"
+    if annotation is PluginConfig:
+        return "plug-in (`target`, `options`)"
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation.__name__
+        return {SFTPhaseConfig: "SFT phase", RLPhaseConfig: "RL phase"}.get(annotation, "section")
     names = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null", Any: "anything"}
     return names.get(annotation, str(annotation))
 
 
-def _default(info: FieldInfo) -> str:
+def _default(entry: SchemaField) -> str:
+    info = entry.info
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True)
     if isinstance(value, Section):
-        return "as below"
+        return f"top-level `{entry.name}`" if entry.path.startswith("phases.") else "as below"
     if value is None or value is PydanticUndefined:
         return "null"
     if isinstance(value, bool):
@@ -111,21 +114,12 @@ def _default(info: FieldInfo) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`" if value != "" else "empty"
 
 
-def main(arguments: list[str]) -> int:
-    """Writes the file, or with `--check` says whether it is up to date; returns the exit code."""
-    checking = "--check" in arguments
-    names = [argument for argument in arguments if argument != "--check"]
-    file = Path(names[0]) if names else DEFAULT_FILE
+def write_or_check(file: Path = DEFAULT_FILE, check: bool = False) -> tuple[bool, str]:
+    """Writes the reference, or with `check` only compares; returns whether the file is now up to date, and a message."""
     text = render()
-    if checking:
+    if check:
         current = file.is_file() and file.read_text(encoding="utf-8") == text
-        print(f"{file} is {'up to date' if current else 'out of date: run `make docs`'}")
-        return 0 if current else 1
+        return current, f"{file} is {'up to date' if current else 'out of date: run `make docs`'}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    print(f"wrote {file}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return True, f"wrote {file}"

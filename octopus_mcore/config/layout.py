@@ -171,8 +171,9 @@ def _check_best_by(config: Config, best_by: str) -> Iterator[str]:
     known = [temperature_name(value) for value in config.eval.temperatures]
     if temperature not in known:
         yield f"{key}: {temperature!r} is not among eval.temperatures: {_listed(known)}"
-    if metric not in EVALUATION_METRICS:
-        yield f"{key}: unknown metric {metric!r}; known are {_listed(EVALUATION_METRICS)}"
+    rounds = [f"round{number}_final_accuracy" for number in range(1, config.eval.forced_rounds + 1)]
+    if metric not in EVALUATION_METRICS and metric not in rounds:
+        yield f"{key}: unknown metric {metric!r}; known are {_listed([*EVALUATION_METRICS, *rounds])}"
 
 
 def _listed(names: Any) -> str:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 EVALUATION_METRICS = {
-    "first_accuracy": "share of prompts whose first attempt is right",
-    "final_accuracy": "share of prompts whose last attempt is right",
-    "gap": "final accuracy minus first accuracy",
-    "wrong_correct": "share of prompts with a wrong first and a right last attempt",
-    "correct_correct": "share of prompts with a right first and a right last attempt",
-    "wrong_wrong": "share of prompts with a wrong first and a wrong last attempt",
-    "correct_wrong": "share of prompts with a right first and a wrong last attempt",
-    "repair": "share of the wrong first attempts whose correction is right",
-    "correction_share": "share of responses that hold a correction",
-    "length": "mean response length in tokens",
+    "first_accuracy": "right first attempts / all responses",
+    "final_accuracy": "right last attempts / all responses",
+    "gap": "(wrong→correct − correct→wrong) / responses with a correction",
+    "correction_share": "responses with a correction / all responses",
+    "correction_accuracy": "right corrections / responses with a correction",
+    "wrong_correct": "wrong first attempts made right / responses with a correction",
+    "correct_correct": "right first attempts kept right / responses with a correction",
+    "wrong_wrong": "wrong first attempts left wrong / responses with a correction",
+    "correct_wrong": "right first attempts made wrong / responses with a correction",
+    "repair_rate": "wrong first attempts made right / corrected responses whose first attempt is wrong",
+    "break_rate": "right first attempts made wrong / corrected responses whose first attempt is right",
+    "length": "response tokens / all responses",
+    "reward": "total reward / all responses",
 }
-"""What an evaluation reports per set and temperature."""
+"""What `experience.statistics.rates` reports of a training step (`train/<name>`) and of an evaluation."""
 
 
 def temperature_name(temperature: float) -> str:
     """How a temperature stands in metric names: 1.0 is `T1`, 0.7 is `T0.7`."""
     return f"T{temperature:g}"
-
-
-def evaluation_key(set_name: str, temperature: float, metric: str) -> str:
-    """The metric's name below `eval/`, which is also what `checkpoint.best_by` holds: `<set>/T<temperature>/<metric>`."""
-    return f"{set_name}/{temperature_name(temperature)}/{metric}"

@@ -23,8 +23,8 @@ INPUT_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryErr
 class RankError(RuntimeError):
     """A rank failed; the others were ended.
 
-    `rank` is the one that failed first, `reason` its exception in one line (or the signal that ended it), `is_input_error` tells
-    whether the exception was one of `INPUT_ERRORS`, and `trace` is its traceback ("" after a signal).
+    `rank` is the one that failed first, `reason` its exception in one line (or how its process ended), `is_input_error` tells
+    whether the exception was one of `INPUT_ERRORS`, and `trace` is its traceback ("" where it raised nothing).
     """
 
     def __init__(self, rank: int, reason: str, trace: str, is_input_error: bool, logs: Path | None) -> None:
@@ -64,7 +64,7 @@ def run_ranks(
       rank takes all cores.
 
     Raises:
-        RankError: a started rank failed; the message holds its traceback. In this process the function's own exception is raised.
+        RankError: a started rank failed; the message holds its traceback. In this process, whatever the function raises.
     """
     threading = {"OMP_NUM_THREADS": str(threads)}
     if (launched := launcher_environment(os.environ)) is not None:
@@ -136,7 +136,7 @@ def _lonely_rank() -> dict[str, str]:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for the block and puts the old state back, so that a second call finds what the first one found."""
+    """Sets environment variables for the block and puts the old state back: a second call finds what the first one found."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -16,14 +16,14 @@ _COLUMNS = {
     "gap": "gap",
     "wrong_correct": "wrong→correct",
     "correct_wrong": "correct→wrong",
-    "repair": "repair",
+    "repair_rate": "repair",
     "correction_share": "corrections",
     "length": "length",
 }
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
+class PhaseRow:
     """One evaluation of one set: after which phase and step, at which temperature (`T0`, `T1`), with which results."""
 
     phase: str
@@ -32,9 +32,9 @@ class EvaluationRow:
     metrics: Mapping[str, float | None]
 
 
-def evaluation_rows(records: Iterable[Mapping[str, Any]], set_name: str) -> list[EvaluationRow]:
+def phase_rows(records: Iterable[Mapping[str, Any]], set_name: str) -> list[PhaseRow]:
     """The last evaluation of `set_name` in each phase, per temperature; phases in the order in which they were first seen."""
-    found: dict[tuple[str, str], EvaluationRow] = {}
+    found: dict[tuple[str, str], PhaseRow] = {}
     for record in records:
         by_temperature: dict[str, dict[str, float | None]] = {}
         for name, value in record.items():
@@ -43,7 +43,7 @@ def evaluation_rows(records: Iterable[Mapping[str, Any]], set_name: str) -> list
             if not head and metric in EVALUATION_METRICS:
                 by_temperature.setdefault(temperature, {})[metric] = value
         for temperature, metrics in by_temperature.items():
-            found[record["phase"], temperature] = EvaluationRow(record["phase"], record["step"], temperature, metrics)
+            found[record["phase"], temperature] = PhaseRow(record["phase"], record["step"], temperature, metrics)
     phases = list(dict.fromkeys(phase for phase, _ in found))
     return sorted(found.values(), key=lambda row: (phases.index(row.phase), row.temperature))
 
@@ -54,7 +54,7 @@ def evaluated_sets(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def rich_table(rows: Sequence[EvaluationRow], title: str) -> Table:
+def rich_table(rows: Sequence[PhaseRow], title: str) -> Table:
     """The table for a terminal. First accuracy always stands beside the gap, because a gap alone can be faked."""
     table = Table(title=title, title_justify="left")
     for heading in ("after", "T"):
@@ -68,14 +68,14 @@ def rich_table(rows: Sequence[EvaluationRow], title: str) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[EvaluationRow]) -> str:
+def markdown_table(rows: Sequence[PhaseRow]) -> str:
     """The same table as Markdown."""
     head = ["after", "T", *_COLUMNS.values()]
     lines = [head, ["---"] * 2 + ["---:"] * len(_COLUMNS), *(_cells(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _cells(row: EvaluationRow) -> list[str]:
+def _cells(row: PhaseRow) -> list[str]:
     return [row.phase, row.temperature.removeprefix("T"), *(_cell(name, row.metrics.get(name)) for name in _COLUMNS)]
 
 

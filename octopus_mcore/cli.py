@@ -1,0 +1,157 @@
+"""`octopus-mcore`: parses the command line, then calls one function. Nothing imports this module.
+
+Heavy libraries are imported inside the commands, so that `--help` and `--dry-run` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octopus_mcore.launch.local import INPUT_ERRORS, RankError, launcher_environment
+
+app = typer.Typer(
+    help="Teaches vision-language models to correct themselves (Octopus on Megatron-Core).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+TRACEBACK = "OCTOPUS_TRACEBACK"
+"""Environment variable; set, errors of the input are shown with their traceback as well."""
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides with YAML values: parallel.tensor=2 rollout.n=8")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run (see docs/configuration.md).")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print resolved tree, layout, batch arithmetic and every violation; train nothing."),
+    ] = False,
+) -> None:
+    """Trains all phases of a run. Starts the ranks it needs, or joins those that torchrun or srun started."""
+    with _clear_errors():
+        from octopus_mcore.config.describe import describe, load_checked
+
+        if dry_run:
+            description = describe(config, overrides or [], _launched_ranks())
+            typer.echo(description.text, nl=False)
+            raise typer.Exit(2 if description.violations else 0)
+        checked = load_checked(config, overrides or [], _launched_ranks())
+        _bound_threads(checked.runtime.threads)
+
+        from octopus_mcore.training.run import train as train_run
+
+        train_run(checked)
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="Hugging Face folder, or a run directory that has exported its model.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with eval.sets; by default the run directory's own.")
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Evaluation set; may be repeated. All by default.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this JSON file.")] = None,
+) -> None:
+    """Measures first and final accuracy, what corrections change, and lengths."""
+    with _clear_errors():
+        from octopus_mcore.config.load import load_config
+
+        if config is None and not (path / "config.yaml").is_file():
+            raise FileNotFoundError(f"{path} holds no config.yaml; name a configuration with --config")
+        loaded = load_config(config or path / "config.yaml", overrides or [])
+        _bound_threads(loaded.runtime.threads)
+
+        from rich.console import Console
+
+        from octopus_mcore.training.evaluate import evaluate_checkpoint, evaluation_table
+
+        metrics = evaluate_checkpoint(path, loaded, sets or None)
+        Console().print(evaluation_table(metrics))
+        if output is not None:
+            # A rate of nothing is NaN, which JSON does not know.
+            defined = {name: None if value != value else value for name, value in metrics.items()}
+            output.write_text(json.dumps(defined, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def generate(
+    path: Annotated[Path, typer.Argument(help="Hugging Face folder of the model.")],
+    question: Annotated[str, typer.Option(help="The question; <image> marks where an image stands.")],
+    image: Annotated[list[Path] | None, typer.Option(help="Image file; may be repeated.")] = None,
+    self_correction: Annotated[
+        bool | None,
+        typer.Option(
+            "--self-correction/--no-self-correction", help="Append the instruction for a correction, or for one attempt."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Answers one question about images."""
+    with _clear_errors():
+        _bound_threads(threads)
+
+        from octopus_mcore.training.generate import generate_answer
+
+        answer = generate_answer(path, image or [], question, self_correction, temperature, max_new_tokens, seed)
+        typer.echo(answer)
+
+
+@app.command()
+def config_docs(
+    file: Annotated[Path | None, typer.Argument(help="File to write; docs/configuration.md by default.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the file is up to date.")] = False,
+) -> None:
+    """Writes the reference of all configuration keys."""
+    with _clear_errors():
+        from octopus_mcore.config.docs import DEFAULT_FILE, write_or_check
+
+        up_to_date, message = write_or_check(file or DEFAULT_FILE, check)
+        typer.echo(message)
+        raise typer.Exit(0 if up_to_date else 1)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turns what bad input raises into its message and exit code 2; a failing rank into its traceback and exit code 1."""
+    try:
+        yield
+    except INPUT_ERRORS as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _say(f"error: {error}", f"({TRACEBACK}=1 shows where it was raised)")
+        raise typer.Exit(2) from None
+    except RankError as error:
+        brief = error.is_input_error and not os.environ.get(TRACEBACK)
+        _say(f"error: rank {error.rank}: {error.reason}" if brief else f"error: {error}")
+        raise typer.Exit(2 if error.is_input_error else 1) from None
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def _launched_ranks() -> int | None:
+    """Ranks that a launcher started; None when this command starts them."""
+    launched = launcher_environment(os.environ)
+    return None if launched is None else int(launched["WORLD_SIZE"])
+
+
+def _bound_threads(threads: int) -> None:
+    """Bounds the CPU threads of this process. OpenMP reads it when torch is first imported, which is later than this call."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octopus_mcore.config.layout import check, data_parallel_size, longest_row, ranks_to_start
+from octopus_mcore.config.load import _merge_phases
+from octopus_mcore.config.reading import apply_overrides
+from octopus_mcore.config.schema import Config
+from octopus_mcore.config.vocabulary import EVALUATION_METRICS
+from octopus_mcore.experience.statistics import rates
+from tests.unit.config_trees import tree
+
+HF = {
+    "model_type": "qwen3_vl",
+    "text_config": {"num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 128},
+    "vision_config": {"deepstack_visual_indexes": [0, 1]},
+}
+
+
+def config_with(*overrides: str) -> Config:
+    changed, problems = apply_overrides(tree(), overrides)
+    assert not problems
+    return Config.model_validate(_merge_phases(changed))
+
+
+def found(*overrides: str, world_size: int | None = None, hf: dict[str, Any] | None = None) -> list[str]:
+    return check(config_with(*overrides), world_size, hf)
+
+
+def test_a_good_configuration_has_no_violations() -> None:
+    assert found() == found(hf=HF) == found(world_size=4) == []
+    assert found("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", world_size=8, hf=HF) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("phases.stage1.updates_per_step=3", ["phases.stage1.prompts_per_step=8", "phases.stage1.updates_per_step=3"]),
+        ("phases.stage2.rollout.top_p=0.9", ["phases.stage2.rollout.top_p=0.9"]),
+        ("phases.stage2.buffer.recombine.target=3", ["phases.stage2.buffer.recombine.target=3", "rollout.n=4"]),
+        ("phases.stage2.buffer.recombine.target=17", ["phases.stage2.buffer.recombine.target=17", "only 12 pairs"]),
+        ("phases.stage2.loss.kl_coefficient=0.1", ["phases.stage2.loss.kl_coefficient=0.1", "buffer.mask=changed"]),
+        ("phases.stage2.optimizer.min_lr=1", ["phases.stage2.optimizer", "min_lr=1", "lr=5e-05"]),
+        ("data.max_prompt_tokens=8192", ["8240 tokens", "batch.max_tokens_per_micro_batch=8192"]),
+        ("eval.during_training=[validation, missing]", ["eval.during_training", "'missing'", "validation, test"]),
+        ("eval.during_training=[validation, validation]", ["eval.during_training", "twice"]),
+        ("eval.temperatures=[1, 1.0]", ["eval.temperatures", "twice"]),
+        ("eval.temperatures=[1, -1]", ["eval.temperatures", "-1"]),
+        ("checkpoint.best_by=final_accuracy", ["checkpoint.best_by", "<set>/T<temperature>/<metric>"]),
+        ("checkpoint.best_by=test/T1/final_accuracy", ["checkpoint.best_by", "eval.during_training"]),
+        ("checkpoint.best_by=validation/T0.5/final_accuracy", ["checkpoint.best_by", "'T0.5'", "T0, T1"]),
+        ("checkpoint.best_by=validation/T1/accuracy", ["checkpoint.best_by", "'accuracy'", "final_accuracy"]),
+        ("run.name=a/b", ["run.name", "'a/b'"]),
+    ],
+)
+def test_each_violation_names_its_keys(override: str, keys: list[str]) -> None:
+    violations = found(override)
+    assert any(all(key in violation for key in keys) for violation in violations), violations
+
+
+def test_batches_must_divide_among_the_data_parallel_ranks() -> None:
+    violations = found("parallel.data=8")
+    assert len(violations) == 1 and "phases.stage1" in violations[0] and "4 groups per update" in violations[0]
+    violations = found("parallel.tensor=2", world_size=6)
+    assert [violation.split(":")[0].split("=")[0] for violation in violations] == [
+        "phases.cold.batch_size",
+        "phases.stage1",
+        "phases.stage2",
+    ]
+
+
+def test_the_world_must_fit_the_layout() -> None:
+    assert "needs a multiple of 4" in found("parallel.tensor=2", "parallel.pipeline=2", world_size=6)[0]
+    assert "needs exactly 4" in found("parallel.tensor=2", "parallel.data=2", world_size=8)[0]
+    config = config_with("parallel.tensor=2", "parallel.data=3")
+    assert ranks_to_start(config) == 6 and data_parallel_size(config) == 3
+    assert data_parallel_size(config_with("parallel.tensor=2"), 8) == 4
+    assert ranks_to_start(config_with("parallel.tensor=2")) == 2
+
+
+def test_all_violations_come_at_once() -> None:
+    overrides = (
+        "parallel.tensor=4",
+        "phases.stage1.updates_per_step=3",
+        "phases.stage2.rollout.top_p=0.9",
+        "eval.temperatures=[]",
+    )
+    assert len(found(*overrides, world_size=6, hf=HF)) == 7
+
+
+def test_a_run_needs_phases_and_a_group_needs_company() -> None:
+    assert "phases is empty" in check(Config.model_validate(tree() | {"phases": {}}))[0]
+    alone = found("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.enabled=false")
+    assert len(alone) == 1 and "advantage of a group of one" in alone[0]
+    assert found("phases.stage2.rollout.n=1")  # one native gives no pairs
+    assert found("phases.stage2.eval_every=5", "eval.during_training=[]", "checkpoint.best_by=null")
+
+
+def test_metrics_of_forced_rounds_can_choose_the_best() -> None:
+    best = "checkpoint.best_by=validation/T1/round1_final_accuracy"
+    assert found(best) and found(best, "eval.forced_rounds=1") == []
+
+
+def test_the_longest_row_counts_recombined_responses() -> None:
+    config = config_with(
+        "phases.stage1.buffer.recombine.max_response_tokens=60", "phases.stage2.buffer.recombine.enabled=false"
+    )
+    assert longest_row(config, config.phases["stage1"]) == 92 and longest_row(config, config.phases["stage2"]) == 80
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("parallel.pipeline=3", "num_hidden_layers=4"),
+        ("parallel.tensor=4", "num_key_value_heads=2"),
+        ("parallel.pipeline=4", "leaves 1 layers on the first stage"),
+    ],
+)
+def test_the_model_must_fit_the_layout(override: str, message: str) -> None:
+    assert any(message in violation for violation in found(override, hf=HF))
+    assert found(override) == []
+
+
+def test_other_models_are_refused_and_keys_left_out_of_the_file_are_not_judged() -> None:
+    assert "'llama'" in found(hf={"model_type": "llama"})[0]
+    assert found("parallel.tensor=3", "parallel.pipeline=5", hf={"model_type": "qwen3_vl", "text_config": {}}) == []
+
+
+def test_the_metric_names_are_those_that_are_measured() -> None:
+    assert set(EVALUATION_METRICS) == set(rates({}))
