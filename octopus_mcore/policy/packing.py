@@ -26,7 +26,8 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int, data_parallel_si
     of one micro-batch *after* its padding to a multiple of `multiple_of` (the tensor-parallel size under sequence parallelism).
 
     Every rank gets the same number of micro-batches, as few as the chosen plan can do with. Empty micro-batches occur only
-    where there are fewer rows than micro-batches. The result depends on the arguments alone. No rows give no micro-batches.
+    where there are fewer rows than micro-batches; no rows give one to each rank, for a pipeline schedule cannot run none. The
+    result depends on the arguments alone.
 
     Raises:
         ValueError: a row has no tokens or does not fit into the budget (the message names it), or a size is below 1.
@@ -36,7 +37,7 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int, data_parallel_si
     budget = max_tokens // multiple_of * multiple_of
     _check_rows(lengths, budget, max_tokens, multiple_of)
     if not lengths:
-        return [[] for _ in range(data_parallel_size)]
+        return [[[]] for _ in range(data_parallel_size)]
     neighbours = _over_ranks(_neighbours(lengths, budget, data_parallel_size), lengths, data_parallel_size)
     spread = _over_ranks(_spread(lengths, budget, data_parallel_size), lengths, data_parallel_size)
     fewer = len(spread[0]) < len(neighbours[0])

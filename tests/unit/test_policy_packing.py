@@ -86,8 +86,8 @@ def test_fewer_rows_than_ranks_pads_with_empty_micro_batches():
     assert plan_micro_batches([5, 9], 10, 4) == [[[1]], [[0]], [[]], [[]]]
 
 
-def test_no_rows_no_micro_batches():
-    assert plan_micro_batches([], 10, 3) == [[], [], []]
+def test_no_rows_give_each_rank_an_empty_micro_batch():
+    assert plan_micro_batches([], 10, 3) == [[[]], [[]], [[]]]
 
 
 def test_too_long_row_is_named():
