@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from octopus_mcore.config.schema import Config, RewardConfig, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import PromptSource
+from octopus_mcore.experience.journal import read_groups
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import Group, Prompt
 from octopus_mcore.models.hf_folder import save_hf_folder
@@ -81,6 +83,8 @@ class Session:
 
     def generate(self, prompts: Sequence[Prompt], phase: RLPhaseConfig, judge: Judge | None) -> list[Group]:
         """Judged natives of all prompts, on every rank; each replica's engine answers its share."""
+        if phase.rollout.replay is not None:
+            return self._recorded(prompts, RunDirectory(Path(phase.rollout.replay)))
         groups: list[Group] = []
         if self.engine is not None and judge is not None:
             sampling = SamplingParams(
@@ -95,6 +99,19 @@ class Session:
             groups = asyncio.run(program.run(self.share(prompts), self.engine, judge, key))
         by_uid = {group.prompt.uid: group for part in self.world.all_gather(groups) for group in part}
         return [by_uid[prompt.uid] for prompt in prompts]
+
+    def _recorded(self, prompts: Sequence[Prompt], recorded: RunDirectory) -> list[Group]:
+        """The natives that another run recorded for these prompts in the same phase and step.
+
+        Raises:
+            FileNotFoundError: the step was not recorded.
+            ValueError: it was recorded for other prompts.
+        """
+        file = recorded.rollouts_file(self.state.phase, self.state.step + 1)
+        natives = {group.prompt.uid: group.natives for group in read_groups(file)}
+        if missing := [prompt.uid for prompt in prompts if prompt.uid not in natives]:
+            raise ValueError(f"{file} holds no rollouts of prompt {missing[0]}: it was recorded with another seed, source or batch size")
+        return [Group(prompt, natives[prompt.uid]) for prompt in prompts]
 
     def share(self, items: Sequence[Any]) -> Sequence[Any]:
         """This replica's share of a list that every rank has."""
