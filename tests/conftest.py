@@ -1,11 +1,15 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures shared by all rooms. Tests run without network, and every process with one thread (set before torch is imported)."""
 
 import os
 from pathlib import Path
 
-import pytest
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import pytest
+import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

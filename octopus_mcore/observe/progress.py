@@ -90,6 +90,8 @@ class Progress:
         """Prints something that stays, above the live line. Only on the main rank."""
         if self._main:
             self._console.print(message)
+        if self._live is not None:
+            self._live.refresh()
 
     def plain_line(self) -> str:
         """The state as one line of plain text."""
