@@ -45,7 +45,7 @@ class RuntimeConfig(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of one rank. More than one on a busy machine spins and can cost 15×."""
     timeout_minutes: float = Field(default=30.0, gt=0)
-    """Deadline of a collective; past it the process group aborts and names the ranks that are missing."""
+    """Deadline of a collective; past it the process group raises on every rank that still waits, and the run ends."""
 
 
 class ParallelConfig(Section):
