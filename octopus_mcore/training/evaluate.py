@@ -8,6 +8,7 @@ are compared on equal draws.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from rich import console
+from rich.console import RenderableType
 
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import Config
@@ -24,6 +27,7 @@ from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
 from octopus_mcore.experience.statistics import rates, tally
 from octopus_mcore.experience.types import Group, Prompt
 from octopus_mcore.models.hf_folder import HFFolder
+from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
@@ -145,16 +149,23 @@ def checkpoint_folder(path: str | PathLike) -> Path:
     )
 
 
-def evaluation_records(metrics: Mapping[str, float], label: str, step: int = 0) -> list[dict[str, str | float]]:
-    """The metrics as records for `observe.table`: one under the name `label`, and one for each forced round."""
-    records: dict[str, dict[str, str | float]] = {}
+def evaluation_records(metrics: Mapping[str, float], label: str, step: int = 0) -> list[dict[str, str | float | None]]:
+    """The metrics as records for `observe.table`: one under the name `label`, and one for each forced round. A rate of nothing
+    (NaN) becomes None."""
+    records: dict[str, dict[str, str | float | None]] = {}
     for key, value in metrics.items():
         place, _, metric = key.rpartition("/")
         forced = _ROUND.fullmatch(metric)
         phase = f"{label}, forced round {forced[1]}" if forced else label
         record = records.setdefault(phase, {"phase": phase, "step": step})
-        record[f"eval/{place}/{forced[2] if forced else metric}"] = value
+        record[f"eval/{place}/{forced[2] if forced else metric}"] = None if math.isnan(value) else value
     return list(records.values())
+
+
+def evaluation_table(metrics: Mapping[str, float], label: str = "checkpoint") -> RenderableType:
+    """One table per set for a terminal, with a section for each forced round."""
+    records = evaluation_records(metrics, label)
+    return console.Group(*(rich_table(phase_rows(records, name), name) for name in evaluated_sets(records)))
 
 
 def _tally(groups: Iterable[Group]) -> Counter[str]:

@@ -6,14 +6,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from octopus_mcore.data.digits.checkpoint import create_checkpoint
 from octopus_mcore.models.hf_folder import INDEX_FILE, HFFolder, expected_tensors, save_hf_folder
 from octopus_mcore.models.weight_stream import WeightItem
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return create_checkpoint(tmp_path_factory.mktemp("hf") / "digits")
+def checkpoint(digits_checkpoint):
+    return digits_checkpoint
 
 
 @pytest.fixture()
