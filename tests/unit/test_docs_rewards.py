@@ -1,0 +1,63 @@
+"""The numbers in docs/rewards.md are what the judge says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.rewards.judge import Judge, Response
+
+TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+THINK = "<think>t</think>\n\n"
+RIGHT, WRONG = THINK + r"\boxed{1}", THINK + r"\boxed{2}"
+RIGHT_AGAIN, WRONG_AGAIN = THINK + r"so \boxed{1}", THINK + r"so \boxed{3}"
+CUT = "<think>t"
+
+PAIRS = {
+    "wrong → correct (wc)": (WRONG, RIGHT),
+    "correct → correct (cc)": (RIGHT, RIGHT_AGAIN),
+    "wrong → wrong (ww)": (WRONG, WRONG_AGAIN),
+    "correct → wrong (cw)": (RIGHT, WRONG),
+    "wrong, then right without think tags": (WRONG, r"\boxed{1}"),
+    "right without think tags, then right": (r"\boxed{1}", RIGHT),
+    "no box, then right": (THINK + "1", RIGHT),
+    "empty box, then right": (THINK + r"\boxed{}", RIGHT),
+    "right, then the same text again": (RIGHT, RIGHT),
+    "right, then cut off by the length limit": (RIGHT, CUT),
+    "wrong, then cut off": (WRONG, CUT),
+}
+
+
+def judged(*texts: str, extra_corrections: int = 0) -> float:
+    with Judge(RewardConfig(judge="exact", workers=0)) as judge:
+        return judge.judge([Response(texts, "1", extra_corrections)])[0].total
+
+
+def row(name: str) -> list[str]:
+    lines = [line for line in TEXT.splitlines() if line.startswith(f"| {name} |")]
+    assert len(lines) == 1, name
+    return [cell.strip().replace("−", "-") for cell in lines[0].strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_totals(name: str) -> None:
+    assert float(row(name)[-1]) == pytest.approx(judged(*PAIRS[name]))
+
+
+def test_totals_without_and_with_too_many_corrections() -> None:
+    right, wrong = re.findall(r"-?[\d.]+", row("no correction")[-1])
+    assert (float(right), float(wrong)) == (pytest.approx(judged(RIGHT)), pytest.approx(judged(WRONG)))
+    assert float(row("two corrections, whatever they say")[-1]) == judged(WRONG, RIGHT, extra_corrections=1)
+
+
+def test_keys_have_the_named_values() -> None:
+    config = RewardConfig()
+    for key in ("wrong_correct", "correct_correct", "wrong_wrong", "correct_wrong"):
+        line = next(line for line in TEXT.splitlines() if f"| `{key}` |" in line)
+        assert float(line.split("|")[2].replace("−", "-")) == getattr(config, key)
+    for key in ("identical_cap", "unboxed_first_cap", "bad_format_correction_cap"):
+        line = next(line for line in TEXT.splitlines() if f"| `{key}` |" in line)
+        assert float(line.split("|")[2]) == getattr(config, key)
