@@ -1,8 +1,11 @@
-"""What the rank processes run for `test_layouts.py`: the real world, model, schedule, loss and exporter on the tiny checkpoint."""
+"""What the rank processes run for `test_layouts.py`:
+the real world, model, schedule, loss and exporter on the tiny checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,8 +23,10 @@ from octopus_mcore.config.schema import (
     RuntimeConfig,
 )
 from octopus_mcore.experience.types import TrainingSignal
+from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy
+from octopus_mcore.policy.rows import Row, pack_rows
 from octopus_mcore.runtime.seeds import numpy_generator
 from octopus_mcore.runtime.world import World, join_world
 from tests.tiny import BANNED, TinyBatch, tiny_batch
@@ -118,3 +123,25 @@ def round_trip(checkpoint: str, layout: Layout, target: str) -> tuple[bool, dict
     config = config_for(checkpoint, layout)
     with join_world(config.parallel, RuntimeConfig()) as world:
         return world.is_replica_leader, _stream(Policy(config, world, {}, BANNED), target)
+
+
+def measure_padded(
+    checkpoint: str, layout: Layout, seed: int, image_counts: tuple[int, ...], multiple_of: int
+) -> list[np.ndarray]:
+    """Log-probs of rows that share one micro-batch with a long stretch of padding behind them, on the last stage's ranks."""
+    batch = tiny_batch(seed, image_counts)
+    config = config_for(checkpoint, layout)
+    with (
+        join_world(config.parallel, RuntimeConfig()) as world,
+        patch("octopus_mcore.policy.step.pack_rows", _padding_to(multiple_of)),
+    ):
+        return Policy(config, world, batch.images, BANNED).log_probs(batch.rows, batch.selections, TEMPERATURE)
+
+
+def _padding_to(multiple_of: int) -> Callable[..., MicroBatch]:
+    def pack(rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size: int, _: int) -> MicroBatch:
+        batch = pack_rows(rows, selections, merge_size, multiple_of)
+        assert len(batch) >= sum(len(row) for row in rows) + multiple_of // 2, "nothing was padded"
+        return batch
+
+    return pack

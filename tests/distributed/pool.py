@@ -1,7 +1,8 @@
-"""Persistent rank processes for tests: importing torch, Transformers and Megatron once per rank and session, not once per layout.
+"""Persistent rank processes for tests: importing torch, Transformers and Megatron once per rank and session,
+not once per layout.
 
-Each call names a module-level function; it runs on the first `ranks` processes with the environment a launcher would set, and every
-process joins and leaves its own world in it.
+Each call names a module-level function; it runs on the first `ranks` processes with the environment a launcher would set, and
+every process joins and leaves its own world in it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class RankPool:
         self._ranks: list[tuple[Any, Connection]] = []
 
     def run(self, ranks: int, function: Callable[..., Any], *args: Any, deadline: float = 180.0, **kwargs: Any) -> list[Any]:
-        """`function(*args, **kwargs)` on ranks 0 … ranks − 1; their results in rank order. A failing or silent rank ends the pool."""
+        """`function(*args, **kwargs)` on ranks 0 … ranks − 1; their results in rank order.
+        A failing or silent rank ends the pool."""
         self._start(ranks)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,5 @@
-"""The Megatron model against Transformers, and every layout against the single rank, through the real schedule and collectives."""
+"""The Megatron model against Transformers, and every layout against the single rank,
+through the real schedule and collectives."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from octopus_mcore.models.hf_folder import HFFolder
-from tests.distributed.layout_checks import TEMPERATURE, Layout, gradients_and_update, measure_log_probs, round_trip
+from tests.distributed.layout_checks import (
+    TEMPERATURE,
+    Layout,
+    gradients_and_update,
+    measure_log_probs,
+    measure_padded,
+    round_trip,
+)
 from tests.distributed.pool import RankPool
 from tests.tiny import hf_log_probs, tiny_batch
 
@@ -43,6 +51,16 @@ def test_log_probs_equal_transformers(
             expected = hf_log_probs(model, batch, row, TEMPERATURE).numpy()
             for rank, result in enumerate(results):
                 np.testing.assert_allclose(result[row], expected, atol=1e-5, rtol=0, err_msg=f"rank {rank}, row {row}")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
+def test_padding_changes_nothing(layout: Layout, pool: RankPool, tied_checkpoint: Path) -> None:
+    counts = (0, 1, 3, 1)
+    packed = pool.run(1, measure_log_probs, str(tied_checkpoint), Layout(max_tokens=ONE_BIG_BATCH), 0, counts)[0]
+    layout = Layout(layout.tensor, layout.pipeline, max_tokens=ONE_BIG_BATCH)
+    for result in pool.run(layout.ranks, measure_padded, str(tied_checkpoint), layout, 0, counts, 512):
+        for row, expected in zip(result, packed, strict=True):
+            np.testing.assert_allclose(row, expected, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
