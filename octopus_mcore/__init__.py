@@ -6,8 +6,8 @@ responses that the model itself sampled (Octopus, arXiv 2602.08503). `docs/archi
 
 import warnings
 
-# Megatron-Core says at import, once per module and rank, that Transformer-Engine and Apex are absent. The layer spec is a choice of
-# the configuration here (`model.layer_spec`), so the message tells users nothing.
+# Megatron-Core says at import, once per module and rank, that Transformer-Engine and Apex are absent. The layer spec is a
+# choice of the configuration here (`model.layer_spec`), so the message tells users nothing.
 for _message in (
     r"Transformer Engine and Apex are not installed",
     r"Apex is not installed",

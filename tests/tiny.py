@@ -1,4 +1,5 @@
-"""A tiny random Qwen3-VL checkpoint and random rows with images of different sizes, for tests that compare layouts and libraries."""
+"""A tiny random Qwen3-VL checkpoint and random rows with images of different sizes,
+for tests that compare layouts and libraries."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class TinyBatch:
 
 
 def tiny_batch(seed: int = 0, image_counts: tuple[int, ...] = (0, 1, 3, 1), prefix: str = "") -> TinyBatch:
-    """One row per entry of `image_counts`; the last row reuses an image of the row before it. `prefix` opens the images' keys."""
+    """One row per entry of `image_counts`; the last row reuses an image of the row before it.
+    `prefix` opens the images' keys."""
     draw = numpy_generator(seed, "tiny batch")
     images: dict[str, ProcessedImage] = {}
     rows: list[Row] = []

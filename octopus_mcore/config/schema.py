@@ -115,8 +115,9 @@ class RolloutConfig(Section):
     max_batch_size: int = Field(default=512, ge=1)
     """Responses that the embedded engine decodes at once."""
     replay: str | None = None
-    """Run directory whose recorded rollouts stand in for generation, step by step: two layouts or two versions can then be compared
-    on equal data. That run must have recorded every step (`observe.rollouts_every: 1`) of the same phases, seed and prompts."""
+    """Run directory whose recorded rollouts stand in for generation, step by step: two layouts or two versions can then be
+    compared on equal data. That run must have recorded every step (`observe.rollouts_every: 1`) of the same phases, seed and
+    prompts."""
 
 
 class RewardConfig(Section):

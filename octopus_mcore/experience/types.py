@@ -1,7 +1,7 @@
 """The words of the project as types: Prompt, Span, Rollout, Group. This module imports nothing of the project.
 
-Everything here is immutable. A buffer stage builds new groups with `dataclasses.replace`; nothing edits a rollout in place, so a
-journalled rollout and the one that is trained on are the same object. Token ids are exactly those that the engine sampled: no
+Everything here is immutable. A buffer stage builds new groups with `dataclasses.replace`; nothing edits a rollout in place, so
+a journalled rollout and the one that is trained on are the same object. Token ids are exactly those that the engine sampled: no
 function of this project decodes and re-encodes them on the way to the loss (DESIGN contract 1).
 """
 
@@ -81,7 +81,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Provenance:
-    """A synthesised rollout's parents: first attempt of native `first`, correction of native `correction` (indices in the group)."""
+    """A synthesised rollout's parents: first attempt of native `first`,
+    correction of native `correction` (indices in the group)."""
 
     first: int
     correction: int
@@ -105,8 +106,8 @@ class AttemptGrade:
 class Judgement:
     """What the judge said of one rollout.
 
-    `total` is the reward and `parts` its named parts; `attempts` are the grades of the first attempt and, if there is one, of the
-    correction; `valid` is False for a response that must not be trained on (`parts` then says why).
+    `total` is the reward and `parts` its named parts; `attempts` are the grades of the first attempt and, if there is one, of
+    the correction; `valid` is False for a response that must not be trained on (`parts` then says why).
     """
 
     total: float
@@ -142,9 +143,9 @@ class TrainingSignal:
 class Rollout:
     """One response to a prompt: the sampled token ids, their behaviour log-probs, spans, and what later stages add.
 
-    `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read them
-    through `behaviour_log_probs`, which refuses where a span's context has changed. `finish_reason` is "stop" (an end token was
-    sampled and is the last id), "length" or "abort".
+    `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read
+    them through `behaviour_log_probs`, which refuses where a span's context has changed. `finish_reason` is "stop" (an end
+    token was sampled and is the last id), "length" or "abort".
     """
 
     token_ids: tuple[int, ...]

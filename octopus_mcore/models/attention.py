@@ -1,8 +1,8 @@
 """Core attention over a MicroBatch: each tree node is one variable-length query over the keys and values of its path.
 
-Megatron's local `DotProductAttention` refuses packed sequences, and a dense mask over a packed batch would cost the square of its
-length. Here nodes of similar size are gathered into padded batches and go through torch's scaled dot-product attention; a row
-without a shared prefix needs no mask at all.
+Megatron's local `DotProductAttention` refuses packed sequences, and a dense mask over a packed batch would cost the square of
+its length. Here nodes of similar size are gathered into padded batches and go through torch's scaled dot-product attention; a
+row without a shared prefix needs no mask at all.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def tree_nodes(subtree_end: np.ndarray) -> list[Node]:
 
 @dataclass(frozen=True)
 class NodeBatch:
-    """Nodes attended together. `query` [N·Lq] and `key` [N·Lk] are flat slots filled from `query_tokens` and `key_tokens`; `mask` is
-    None where plain causality suffices, else bool [N, 1, Lq, Lk]."""
+    """Nodes attended together. `query` [N·Lq] and `key` [N·Lk] are flat slots filled from `query_tokens` and `key_tokens`;
+    `mask` is None where plain causality suffices, else bool [N, 1, Lq, Lk]."""
 
     shape: tuple[int, int, int]
     query_slots: torch.Tensor

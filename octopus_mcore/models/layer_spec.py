@@ -1,4 +1,5 @@
-"""The one factory of layer specs: which module computes each part of a decoder layer (`local` now; Transformer-Engine joins here)."""
+"""The one factory of layer specs: which module computes each part of a decoder layer (`local` now;
+Transformer-Engine joins here)."""
 
 from __future__ import annotations
 

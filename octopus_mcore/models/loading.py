@@ -84,8 +84,8 @@ class WeightExporter:
     """Streams the current weights as Hugging Face tensors, bucket by bucket (DESIGN §6, shape 8).
 
     The schedule (which stage owns which parameter, in which bucket) is agreed once, when the exporter is made, before any other
-    collective. Each bucket costs one gather over the tensor-parallel ranks and one broadcast over the pipeline; the peak is about
-    three times `bucket_bytes` (or three times the largest tensor, where that is larger) per rank.
+    collective. Each bucket costs one gather over the tensor-parallel ranks and one broadcast over the pipeline; the peak is
+    about three times `bucket_bytes` (or three times the largest tensor, where that is larger) per rank.
 
     Construction and iteration are collective over the data-parallel replica.
     """
@@ -144,7 +144,8 @@ class WeightExporter:
 def _schedule(
     entries: Sequence[WeightEntry], stages: Sequence[dict[str, tuple[int, ...]]], tensor_size: int, bucket_elements: int
 ) -> list[_Bucket]:
-    """Buckets in map order; a bucket holds parameters of one stage and, unless it is a single tensor, at most `bucket_elements`."""
+    """Buckets in map order; a bucket holds parameters of one stage and, unless it is a single tensor,
+    at most `bucket_elements`."""
     buckets: list[_Bucket] = []
     parts: list[_Part] = []
     current, used = 0, 0

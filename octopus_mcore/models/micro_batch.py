@@ -11,8 +11,9 @@ import torch
 class Images:
     """The distinct images of a micro-batch, in a fixed order, and where their features go.
 
-    `keys` and `grid_thw` ([images, 3] int64) name them; `positions` [V] are indices of flat tokens that are image placeholders and
-    `features` [V] the row of the concatenated merged features that belongs there (an image shared by several rows is computed once).
+    `keys` and `grid_thw` ([images, 3] int64) name them; `positions` [V] are indices of flat tokens that are image placeholders
+    and `features` [V] the row of the concatenated merged features that belongs there (an image shared by several rows is
+    computed once).
     """
 
     keys: tuple[str, ...]
@@ -25,12 +26,13 @@ class Images:
 class MicroBatch:
     """Flat tokens of causal rows, packed rows or prefix trees alike.
 
-    `token_ids` int64 [S]; `position_ids` int64 [3, S] (M-RoPE: temporal, height, width); `subtree_end` int32 [S] on the host: token q
-    attends to token k iff `k ≤ q < subtree_end[k]`. `row_nodes` gives, for each row, its path of node numbers, nodes being the
-    maximal stretches of equal `subtree_end` in order.
+    `token_ids` int64 [S]; `position_ids` int64 [3, S] (M-RoPE: temporal, height, width); `subtree_end` int32 [S] on the host:
+    token q attends to token k iff `k ≤ q < subtree_end[k]`. `row_nodes` gives, for each row, its path of node numbers, nodes
+    being the maximal stretches of equal `subtree_end` in order.
 
-    `selected` int64 [T] are flat positions whose hidden state predicts the token `targets` [T]; `selected_row` [T] is the row that
-    each belongs to. S is a multiple of the tensor-parallel size; padding stands at the end as a row of its own that nothing selects.
+    `selected` int64 [T] are flat positions whose hidden state predicts the token `targets` [T]; `selected_row` [T] is the row
+    that each belongs to. S is a multiple of the tensor-parallel size; padding stands at the end as a row of its own that
+    nothing selects.
     """
 
     token_ids: torch.Tensor

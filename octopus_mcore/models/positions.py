@@ -15,8 +15,8 @@ from octopus_mcore.experience.types import ImageRef
 def mrope_positions(length: int, images: Sequence[ImageRef], merge_size: int) -> np.ndarray:
     """Position ids of one sequence, int64 [3, length] (temporal, height, width).
 
-    Text advances all three channels by one. An image at position p covers a (frames, rows/merge, columns/merge) lattice that starts
-    at p in every channel; the text behind it goes on at p + max(rows, columns)/merge.
+    Text advances all three channels by one. An image at position p covers a (frames, rows/merge, columns/merge) lattice that
+    starts at p in every channel; the text behind it goes on at p + max(rows, columns)/merge.
 
     Raises:
         ValueError: images overlap, are out of order, or stand outside the sequence.
@@ -28,8 +28,8 @@ def mrope_positions(length: int, images: Sequence[ImageRef], merge_size: int) ->
         end = image.offset + image.num_tokens
         if image.offset < filled or end > length or frames * rows * columns != image.num_tokens:
             raise ValueError(
-                f"image {image.key[:12]} covers tokens [{image.offset}, {end}) with grid {image.grid_thw} and merge size {merge_size}, "
-                f"which does not fit behind token {filled} of a sequence of {length}"
+                f"image {image.key[:12]} covers tokens [{image.offset}, {end}) with grid {image.grid_thw} and merge size "
+                f"{merge_size}, which does not fit behind token {filled} of a sequence of {length}"
             )
         text = image.offset - filled
         positions[:, filled : image.offset] = current + np.arange(text)

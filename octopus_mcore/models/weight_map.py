@@ -1,7 +1,7 @@
 """Weight maps as data: each entry ties one Megatron parameter to its Hugging Face tensors, in both directions, pure on tensors.
 
-Loading, streaming to engines, export and tests all use the same entries (DESIGN contract 3). `to_megatron` and `to_hf` convert full
-tensors; `split` and `merge` cut a full Megatron tensor for tensor parallelism and put it together again.
+Loading, streaming to engines, export and tests all use the same entries (DESIGN contract 3). `to_megatron` and `to_hf` convert
+full tensors; `split` and `merge` cut a full Megatron tensor for tensor parallelism and put it together again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class VocabularyEntry(WeightEntry):
 
 @dataclass(frozen=True)
 class QKVEntry(WeightEntry):
-    """Query, key and value matrices ↔ Megatron's fused matrix, whose rows go group by group: the group's queries, its key, its value."""
+    """Query, key and value matrices ↔ Megatron's fused matrix, whose rows go group by group:
+    the group's queries, its key, its value."""
 
     groups: int = 0
     head_dim: int = 0

@@ -1,6 +1,7 @@
 """The one form in which weights leave the policy: named Hugging Face tensors in bounded buckets.
 
-Engines, exporters and tests read this stream and nothing else of the policy; this module imports neither Megatron nor any engine.
+Engines, exporters and tests read this stream and nothing else of the policy; this module imports neither Megatron nor any
+engine.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What the trainer does with a model: log-probs, losses, updates, checkpoints."""

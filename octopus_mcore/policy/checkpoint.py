@@ -1,7 +1,7 @@
 """Distributed checkpoints: Megatron's format for weights and optimizer, one JSON file for everything small that resumes.
 
-A folder without `state.json` is unfinished and is never resumed from: that file is written last. Saving and loading are collective;
-a checkpoint loads into any layout (`fully_reshardable`).
+A folder without `state.json` is unfinished and is never resumed from: that file is written last. Saving and loading are
+collective; a checkpoint loads into any layout (`fully_reshardable`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world:
 
 
 def load_checkpoint(path: Path, policy: Policy, with_optimizer: bool) -> dict[str, Any]:
-    """Restores weights and version, with `with_optimizer` the optimizer too (it must be of the phase that saved it); returns `state`.
+    """Restores weights and version, with `with_optimizer` the optimizer too (it must be of the phase that saved it);
+    returns `state`.
 
     Raises:
         FileNotFoundError: the checkpoint is unfinished or absent.

@@ -31,8 +31,8 @@ def measure(
 class RowSignal:
     """A row's training signal and the log-probs it is compared with, all over its response tokens.
 
-    `old_log_probs` are the policy's own before the step (float32 [response]); `reference_log_probs` are read where the KL mask is set
-    and may be None where it is empty.
+    `old_log_probs` are the policy's own before the step (float32 [response]); `reference_log_probs` are read where the KL mask
+    is set and may be None where it is empty.
     """
 
     signal: TrainingSignal
@@ -118,7 +118,8 @@ class SupervisedObjective:
 
 
 def _share(loss: torch.Tensor) -> torch.Tensor:
-    """A micro-batch's share of the global loss as a statistic that adds up: its sum is the loss, whatever the number of shares."""
+    """A micro-batch's share of the global loss as a statistic that adds up:
+    its sum is the loss, whatever the number of shares."""
     return torch.stack([loss.detach().double(), torch.zeros_like(loss, dtype=torch.float64)])
 
 

@@ -1,10 +1,12 @@
 """Faults of Megatron-Core 0.16's distributed optimizer in fully reshardable checkpoints, and the way round.
 
-1. Over torch's own Adam (no Apex, no Transformer-Engine), loading raises KeyError: 'step', because the checkpoint keeps one step per
-   parameter group and not per parameter.
-2. Afterwards all parameters share one `step` tensor, which Adam then increments once per parameter: bias correction is silently wrong.
-3. Saving drops the padding between buckets, but slices parameters by offsets that count it. Where a bucket ends in padding (a tied
-   embedding has its own) parameters get their neighbour's moments, and the tail of the buffer is cut off and filled with zeros.
+1. Over torch's own Adam (no Apex, no Transformer-Engine), loading raises KeyError: 'step', because the checkpoint keeps one
+   step per parameter group and not per parameter.
+2. Afterwards all parameters share one `step` tensor, which Adam then increments once per parameter: bias correction is silently
+   wrong.
+3. Saving drops the padding between buckets, but slices parameters by offsets that count it. Where a bucket ends in padding (a
+   tied embedding has its own) parameters get their neighbour's moments, and the tail of the buffer is cut off and filled with
+   zeros.
 
 Fused Adam keeps no per-parameter step; there the first two remedies change nothing.
 """
@@ -30,7 +32,8 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
 
 
 def keep_padding(optimizer: MegatronOptimizer) -> None:
-    """Makes checkpoints count bucket padding as data, as parameter offsets do (fault 3). Call once, before the first checkpoint."""
+    """Makes checkpoints count bucket padding as data, as parameter offsets do (fault 3).
+    Call once, before the first checkpoint."""
     for part in optimizer.chained_optimizers:
         for buffer in part.buffers:
             buffer.numel_unpadded = buffer.numel

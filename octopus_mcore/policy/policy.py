@@ -1,4 +1,5 @@
-"""The policy as the training loop sees it: log-probs of rows, one optimizer update, a weight stream. Every call is collective."""
+"""The policy as the training loop sees it: log-probs of rows, one optimizer update, a weight stream.
+Every call is collective."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from octopus_mcore.runtime.world import World
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """One optimizer update: the loss of the global mini-batch, its means (see `policy.losses`), gradient norm and learning rate."""
+    """One optimizer update: the loss of the global mini-batch, its means (see `policy.losses`),
+    gradient norm and learning rate."""
 
     loss: float
     means: Mapping[str, float]
@@ -34,8 +36,8 @@ class UpdateReport:
 class Policy:
     """The trained role, its optimizer and, where a phase asks for one, the reference role.
 
-    `version` counts optimizer updates since the run began; engines and spans carry it. `images` is where pixel values are looked up,
-    `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling).
+    `version` counts optimizer updates since the run began; engines and spans carry it. `images` is where pixel values are
+    looked up, `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling).
     """
 
     def __init__(

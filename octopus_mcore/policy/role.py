@@ -1,4 +1,5 @@
-"""A role: one set of weights in the run's layout (policy, reference; critic and reward model later), with or without an optimizer."""
+"""A role: one set of weights in the run's layout (policy, reference;
+critic and reward model later), with or without an optimizer."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class NonFiniteGradient(RuntimeError):
 
 @dataclass(frozen=True)
 class Role:
-    """`model` is this rank's bare module; `trained` the same module inside Megatron's DDP, None for a role that only computes."""
+    """`model` is this rank's bare module; `trained` the same module inside Megatron's DDP,
+    None for a role that only computes."""
 
     name: str
     shape: ModelShape

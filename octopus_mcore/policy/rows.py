@@ -18,7 +18,8 @@ from octopus_mcore.models.positions import mrope_positions
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence: `token_ids` int64 [prompt + response], the prompt's length, and the images of the whole sequence in order."""
+    """One sequence: `token_ids` int64 [prompt + response], the prompt's length,
+    and the images of the whole sequence in order."""
 
     name: str
     token_ids: np.ndarray

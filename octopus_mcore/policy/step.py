@@ -1,7 +1,7 @@
 """One pass of a planned mini-batch through Megatron's pipeline schedule, forward only or with backward.
 
-Every rank of a replica calls with the same rows and plan. What is done with the log-probs of the selected tokens is the caller's
-`TokenFunction`; it runs on the last stage, and its records come back there in micro-batch order.
+Every rank of a replica calls with the same rows and plan. What is done with the log-probs of the selected tokens is the
+caller's `TokenFunction`; it runs on the last stage, and its records come back there in micro-batch order.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from octopus_mcore.policy.token_head import selected_log_probs
 from octopus_mcore.runtime.world import World
 
 TokenFunction = Callable[[Sequence[int], MicroBatch, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, Any]]
-"""(row numbers of the micro-batch, the micro-batch, log-probs [T], entropies [T] without gradient or None) → (summed loss already
-divided by its global denominator, a record to hand back)."""
+"""(row numbers of the micro-batch, the micro-batch, log-probs [T], entropies [T] without gradient or None) → (summed loss
+already divided by its global denominator, a record to hand back)."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted, and how many tokens get
-    logits at a time."""
+    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted,
+    and how many tokens get logits at a time."""
 
     temperature: float
     banned_token_ids: tuple[int, ...]
@@ -42,7 +42,8 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class Pass:
-    """A mini-batch: all rows of the step, which response tokens matter in each, and this replica's micro-batches of row numbers."""
+    """A mini-batch: all rows of the step, which response tokens matter in each,
+    and this replica's micro-batches of row numbers."""
 
     rows: Sequence[Row]
     selections: Sequence[np.ndarray]
@@ -58,7 +59,8 @@ def run_pass(
     world: World,
     forward_only: bool,
 ) -> list[Any]:
-    """Runs all micro-batches; returns the records on the last stage, an empty list elsewhere. Gradients are left in the role's DDP."""
+    """Runs all micro-batches; returns the records on the last stage, an empty list elsewhere.
+    Gradients are left in the role's DDP."""
     schedule = get_forward_backward_func()
     with torch.set_grad_enabled(not forward_only):
         return schedule(
@@ -97,8 +99,8 @@ def _forward_step(
 def _finish(
     role: Role, head: HeadSettings, function: TokenFunction, numbers: Sequence[int], batch: MicroBatch, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """The schedule's loss function. With `calculate_per_token_loss` and a token count of 0, neither the schedule nor DDP nor the
-    final gradient scaling divides by anything: the loss is already normalised (DESIGN §6, shape 5)."""
+    """The schedule's loss function. With `calculate_per_token_loss` and a token count of 0, neither the schedule nor DDP nor
+    the final gradient scaling divides by anything: the loss is already normalised (DESIGN §6, shape 5)."""
     flat = hidden.squeeze(1)
     if role.model.config.sequence_parallel:
         # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.

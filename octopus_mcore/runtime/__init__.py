@@ -1,0 +1,1 @@
+"""The process world: device, process groups, seeds."""

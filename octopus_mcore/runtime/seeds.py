@@ -1,7 +1,7 @@
 """Random generators keyed by what they are for. There is no global generator in this project.
 
-A key is any sequence of integers and strings, by convention (seed, step, uid, purpose); equal keys give equal streams on every rank,
-in every process and after every restart, whatever was drawn before.
+A key is any sequence of integers and strings, by convention (seed, step, uid, purpose); equal keys give equal streams on every
+rank, in every process and after every restart, whatever was drawn before.
 """
 
 from __future__ import annotations

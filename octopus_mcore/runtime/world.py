@@ -85,11 +85,12 @@ def local_device() -> torch.device:
 
 @contextmanager
 def join_world(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[World]:
-    """Joins the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), builds Megatron's groups, yields the
-    world and takes everything down again.
+    """Joins the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), builds Megatron's groups, yields
+    the world and takes everything down again.
 
     Raises:
-        ValueError: the world's size is no multiple of tensor × pipeline × context, or differs from what `parallel.data` asks for.
+        ValueError: the world's size is no multiple of tensor × pipeline × context, or differs from what `parallel.data` asks
+            for.
     """
     torch.set_num_threads(runtime.threads)
     device = local_device()
@@ -110,8 +111,9 @@ def _check_size(parallel: ParallelConfig, size: int) -> None:
     wanted = parallel.model_size * (parallel.data or 1)
     if size % parallel.model_size or (parallel.data is not None and size != wanted):
         raise ValueError(
-            f"{size} ranks were started, but the layout parallel.tensor={parallel.tensor} × parallel.pipeline={parallel.pipeline} × "
-            f"parallel.context={parallel.context} × parallel.data={parallel.data or 'any'} needs "
+            f"{size} ranks were started, but the layout parallel.tensor={parallel.tensor} × "
+            f"parallel.pipeline={parallel.pipeline} × parallel.context={parallel.context} × "
+            f"parallel.data={parallel.data or 'any'} needs "
             f"{wanted if parallel.data else f'a multiple of {parallel.model_size}'}"
         )
 
@@ -125,7 +127,8 @@ def _initialise_megatron(parallel: ParallelConfig, device: torch.device, timeout
         context_parallel_size=parallel.context,
         distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
     )
-    # Megatron wants a tracker for dropout. Our models have none: this tracker forks nothing and its seed never reaches a result.
+    # Megatron wants a tracker for dropout. Our models have none:
+    # this tracker forks nothing and its seed never reaches a result.
     tensor_parallel.model_parallel_cuda_manual_seed(1, inference_rng_tracker=True)
     return World(
         device=device,

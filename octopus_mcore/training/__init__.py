@@ -1,0 +1,1 @@
+"""The loops: supervised and reinforcement phases, evaluation, generation."""

@@ -34,7 +34,8 @@ class RowBatch:
 
 
 def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> RowBatch:
-    """Rows of all rollouts with the policy's own log-probs before the step and, where the phase has a KL term, the reference's."""
+    """Rows of all rollouts with the policy's own log-probs before the step and,
+    where the phase has a KL term, the reference's."""
     temperature = phase.rollout.temperature
     rows = [[row_of(group.prompt, rollout.token_ids) for rollout in group.rollouts] for group in groups]
     flat = [row for group in rows for row in group]

@@ -34,7 +34,8 @@ from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_talli
 
 @dataclass
 class RunState:
-    """What resumes besides weights and optimizer: the place in the run, the data cursor, the buffer's state, the best so far."""
+    """What resumes besides weights and optimizer:
+    the place in the run, the data cursor, the buffer's state, the best so far."""
 
     phase: str = ""
     step: int = 0
@@ -68,7 +69,8 @@ class Session:
             pass
 
     def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
-        """The next `count` prompts, and how many too long ones were passed over; moves the data cursor. The same on every rank."""
+        """The next `count` prompts, and how many too long ones were passed over; moves the data cursor.
+        The same on every rank."""
         prompts: list[Prompt] = []
         skipped = 0
         while len(prompts) < count:
@@ -110,7 +112,9 @@ class Session:
         file = recorded.rollouts_file(self.state.phase, self.state.step + 1)
         natives = {group.prompt.uid: group.natives for group in read_groups(file)}
         if missing := [prompt.uid for prompt in prompts if prompt.uid not in natives]:
-            raise ValueError(f"{file} holds no rollouts of prompt {missing[0]}: it was recorded with another seed, source or batch size")
+            raise ValueError(
+                f"{file} holds no rollouts of prompt {missing[0]}: it was recorded with another seed, source or batch size"
+            )
         return [Group(prompt, natives[prompt.uid]) for prompt in prompts]
 
     def share(self, items: Sequence[Any]) -> Sequence[Any]:

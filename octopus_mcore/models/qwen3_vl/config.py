@@ -74,8 +74,8 @@ def model_shape(hf: Qwen3VLConfig, parallel: ParallelConfig) -> ModelShape:
     on_first_stage = text.num_hidden_layers // parallel.pipeline
     if on_first_stage < levels:
         raise ValueError(
-            f"parallel.pipeline={parallel.pipeline} puts {on_first_stage} layers on the first stage, but the {levels} deepstack "
-            "features are added behind the first layers and cannot travel between stages"
+            f"parallel.pipeline={parallel.pipeline} puts {on_first_stage} layers on the first stage, but the {levels} "
+            "deepstack features are added behind the first layers and cannot travel between stages"
         )
     multiple = parallel.tensor * _VOCABULARY_MULTIPLE
     return ModelShape(
@@ -119,7 +119,8 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         moe_token_dispatcher_type="alltoall",
         use_cpu_initialization=True,
         perform_initialization=False,
-        # Losses arrive divided by the global denominator; with this flag neither the schedule nor DDP divides again (policy/step.py).
+        # Losses arrive divided by the global denominator; with this flag neither the schedule nor DDP divides again
+        # (policy/step.py).
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,

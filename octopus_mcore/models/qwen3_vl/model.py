@@ -1,4 +1,5 @@
-"""Qwen3-VL as a Megatron-Core model: `GPTModel` with interleaved M-RoPE, visual tokens and deepstack; it returns hidden states."""
+"""Qwen3-VL as a Megatron-Core model: `GPTModel` with interleaved M-RoPE, visual tokens and deepstack;
+it returns hidden states."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from octopus_mcore.models.rotary import interleaved_mrope_angles
 class Qwen3VLModel(GPTModel):
     """This rank's part of the model (its pipeline stage, its tensor-parallel share).
 
-    The last stage returns hidden states behind the final norm, [S / tensor size, 1, hidden]; log-probs of selected tokens are the
-    token head's business, so no logits of a whole sequence ever exist.
+    The last stage returns hidden states behind the final norm, [S / tensor size, 1, hidden]; log-probs of selected tokens are
+    the token head's business, so no logits of a whole sequence ever exist.
     """
 
     def __init__(self, shape: ModelShape, config: TransformerConfig, layer_spec: str, freeze_vision: bool) -> None:
@@ -71,8 +72,8 @@ class Qwen3VLModel(GPTModel):
     def _place_images(
         self, hidden: torch.Tensor, batch: MicroBatch, pixel_values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Puts visual features at their placeholders; also returns the deepstack features [levels, V, hidden] and positions [V] of
-        the visual tokens that live on this rank.
+        """Puts visual features at their placeholders; also returns the deepstack features [levels, V, hidden] and positions [V]
+        of the visual tokens that live on this rank.
 
         The index operations run on empty selections as well: every rank must reach the gather's backward pass.
         """

@@ -1,4 +1,5 @@
-"""The Hugging Face vision tower inside the first pipeline stage: replicated weights, images shared out over tensor-parallel ranks."""
+"""The Hugging Face vision tower inside the first pipeline stage:
+replicated weights, images shared out over tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ class VisionTower(torch.nn.Module):
     """Pixels of a micro-batch's distinct images → merged features and deepstack features on every tensor-parallel rank.
 
     Each rank computes a contiguous run of images, balanced by patches, and the features are gathered (DESIGN §6, shape 10). The
-    decoder behind it is sequence-parallel wherever there are several ranks, so the gradient that arrives on a rank is a partial sum:
-    the gather's backward pass adds it up for the rank that computed the image, and `sequence_parallel` on the parameters makes
-    Megatron add the ranks' parameter gradients once. Clipping and checkpoints count replicated parameters once by themselves.
+    decoder behind it is sequence-parallel wherever there are several ranks, so the gradient that arrives on a rank is a partial
+    sum: the gather's backward pass adds it up for the rank that computed the image, and `sequence_parallel` on the parameters
+    makes Megatron add the ranks' parameter gradients once. Clipping and checkpoints count replicated parameters once by
+    themselves.
     """
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, frozen: bool, sequence_parallel: bool) -> None:

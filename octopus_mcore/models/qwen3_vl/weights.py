@@ -1,4 +1,5 @@
-"""The weight map of Qwen3-VL (dense). Megatron names are global: `decoder.layers.7` is the model's layer 7 on whatever stage."""
+"""The weight map of Qwen3-VL (dense). Megatron names are global:
+`decoder.layers.7` is the model's layer 7 on whatever stage."""
 
 from __future__ import annotations
 
