@@ -93,7 +93,7 @@ def _layout(config: Config, world_size: int | None) -> Iterator[str]:
     parallel, size = config.parallel, data_parallel_size(config, world_size)
     ranks = world_size if world_size is not None else ranks_to_start(config)
     started = "started by the launcher" if world_size is not None else "started by this command"
-    yield f"{ranks} ranks ({started}), {config.runtime.threads} CPU thread(s) each"
+    yield f"{ranks} rank{'s' if ranks != 1 else ''} ({started}), CPU threads of each: {config.runtime.threads}"
     yield f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} × data {size}"
     sequence = "on" if parallel.sequence_parallel else "off"
     yield f"sequence parallelism {sequence}, {config.model.dtype}, recompute {config.model.recompute}"

@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all the set-up on a fresh machine, then the job; see tools/setup_environment.sh for its variables.
+export PYTHON OCTOPUS_EXTRA
+export VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-smoke test test-unit test-distributed lint docs clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
+
+setup: ## Make the virtual environment ready (does nothing when it is)
+	@tools/setup_environment.sh
+
+demo: setup ## Train the digits demo: SFT, RL stage I, RL stage II, evaluation, export; prints its table
+	$(BIN)/octopus-mcore train examples/digits_octopus.yaml
+
+demo-smoke: setup ## The same in miniature, to see that everything works
+	$(BIN)/octopus-mcore train examples/digits_smoke.yaml
+
+test: setup ## All tests that this machine can run
+	$(PYTEST)
+
+test-unit: setup ## Unit tests (under a minute)
+	$(PYTEST) tests/unit
+
+test-distributed: setup ## Tests with several ranks on gloo
+	$(PYTEST) tests/distributed
+
+lint: setup ## Style, import floors, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh slurm/*.sbatch; else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+docs: setup ## Write the generated pages of docs/
+	$(BIN)/octopus-mcore config-docs
+
+clean: ## Remove caches and build products; run directories and the environment stay
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	find octopus_mcore tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
