@@ -134,6 +134,11 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
             f"{key}.loss.kl_coefficient={phase.loss.kl_coefficient:g} has no effect with {key}.buffer.mask={buffer.mask}: only "
             "the mask `first` marks tokens for the KL term; set the coefficient to 0 or the mask to first"
         )
+    if phase.loss.kind == "gspo" and buffer.advantage == "separate":
+        yield (
+            f"{key}.loss.kind=gspo has one ratio and one advantage per row, but {key}.buffer.advantage=separate gives a row two; "
+            "take gspo_token"
+        )
 
 
 def _check_evaluation(config: Config) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS
@@ -14,12 +15,17 @@ _COLUMNS = {
     "first_accuracy": "first",
     "final_accuracy": "final",
     "gap": "gap",
-    "wrong_correct": "wrong→correct",
-    "correct_wrong": "correct→wrong",
+    "wrong_correct": "w→c",
+    "correct_wrong": "c→w",
     "repair_rate": "repair",
-    "correction_share": "corrections",
-    "length": "length",
+    "correction_share": "with sc",
+    "length": "tokens",
 }
+
+LEGEND = (
+    "in %: first, final: right first and last answers; w→c, c→w: corrections that repair and that break; "
+    "repair: wrong first answers that are repaired; with sc: responses with a self-correction"
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ def evaluated_sets(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def rich_table(rows: Sequence[PhaseRow], title: str) -> Table:
-    """The table for a terminal. First accuracy always stands beside the gap, because a gap alone can be faked."""
-    table = Table(title=title, title_justify="left")
+    """The table for a terminal of 80 columns, shares in percent. First accuracy always stands beside the gap, because a gap alone can
+    be faked."""
+    table = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("after", "T"):
         table.add_column(heading)
     for heading in _COLUMNS.values():
@@ -69,7 +76,7 @@ def rich_table(rows: Sequence[PhaseRow], title: str) -> Table:
 
 
 def markdown_table(rows: Sequence[PhaseRow]) -> str:
-    """The same table as Markdown."""
+    """The same table as Markdown, without the legend."""
     head = ["after", "T", *_COLUMNS.values()]
     lines = [head, ["---"] * 2 + ["---:"] * len(_COLUMNS), *(_cells(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -84,4 +91,4 @@ def _cell(name: str, value: float | None) -> str:
         return "–"
     if name == "length":
         return f"{value:.1f}"
-    return f"{100 * value:+.1f}" if name == "gap" else f"{100 * value:.1f} %"
+    return f"{100 * value:+.1f}" if name == "gap" else f"{100 * value:.1f}"

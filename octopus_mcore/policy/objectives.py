@@ -39,11 +39,6 @@ class RowSignal:
     old_log_probs: np.ndarray
     reference_log_probs: np.ndarray | None = None
 
-    @property
-    def selection(self) -> np.ndarray:
-        """The response tokens whose log-prob the loss reads, bool [response]."""
-        return self.signal.policy_mask | self.signal.kl_mask
-
 
 class PolicyObjective:
     """Clipped policy loss plus KL term of one global mini-batch, normalised over all of it."""
@@ -51,12 +46,9 @@ class PolicyObjective:
     def __init__(self, config: LossConfig, signals: Sequence[RowSignal]) -> None:
         self._config = config
         self._signals = signals
+        self.selections = [_selection(row.signal, config) for row in signals]
+        """Per row the response tokens whose log-prob the loss reads, bool [response]."""
         self.denominators: Denominators = count_denominators(row.signal.policy_mask for row in signals)
-
-    @property
-    def selections(self) -> list[np.ndarray]:
-        """Per row the response tokens that the loss reads."""
-        return [row.selection for row in self._signals]
 
     def __call__(
         self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
@@ -66,7 +58,7 @@ class PolicyObjective:
         rows = [self._signals[number] for number in numbers]
 
         def flat(values: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-            chosen = [value[row.selection] for value, row in zip(values, rows, strict=True)]
+            chosen = [value[self.selections[number]] for value, number in zip(values, numbers, strict=True)]
             return torch.from_numpy(np.concatenate([*chosen, np.zeros(0, dtype=np.float32)])).to(device, dtype)
 
         common = {"log_probs": log_probs, "row_index": batch.selected_row, "num_rows": len(rows)}
@@ -115,6 +107,10 @@ class SupervisedObjective:
         loss, stats = nll_loss(log_probs=log_probs, weights=weights)
         loss = loss / self._total
         return loss, {**stats, "loss": _share(loss)}
+
+
+def _selection(signal: TrainingSignal, config: LossConfig) -> np.ndarray:
+    return signal.policy_mask | signal.kl_mask if config.kl_coefficient > 0 else signal.policy_mask
 
 
 def _share(loss: torch.Tensor) -> torch.Tensor:

@@ -106,8 +106,7 @@ def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
     model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     rows = [hf_log_probs(model, batch, row, TEMPERATURE) for row in range(len(batch.rows))]
     total = torch.zeros(())
-    for log_probs, signal in zip(rows, objective._signals, strict=True):
-        chosen = signal.selection
+    for log_probs, signal, chosen in zip(rows, objective._signals, objective.selections, strict=True):
         advantage = torch.from_numpy(signal.signal.advantages[chosen])
         policy_mask = torch.from_numpy(signal.signal.policy_mask[chosen])
         kl_mask = torch.from_numpy(signal.signal.kl_mask[chosen])

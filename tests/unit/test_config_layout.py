@@ -98,6 +98,12 @@ def test_a_run_needs_phases_and_a_group_needs_company() -> None:
     assert found("phases.stage2.eval_every=5", "eval.during_training=[]", "checkpoint.best_by=null")
 
 
+def test_a_sequence_ratio_takes_one_advantage_per_row() -> None:
+    separate = "phases.stage2.buffer.advantage=separate"
+    assert "take gspo_token" in found(separate, "phases.stage2.loss.kind=gspo")[0]
+    assert found(separate, "phases.stage2.loss.kind=gspo_token") == []
+
+
 def test_metrics_of_forced_rounds_can_choose_the_best() -> None:
     best = "checkpoint.best_by=validation/T1/round1_final_accuracy"
     assert found(best) and found(best, "eval.forced_rounds=1") == []

@@ -231,7 +231,7 @@ def test_the_table_shows_the_last_evaluation_of_each_phase(tmp_path: Path) -> No
     assert [(row.phase, row.temperature) for row in rows] == [(phase, t) for phase in PHASES for t in ("T0", "T1")]
     assert all(row.metrics["first_accuracy"] == 0.4 and row.step == PHASES[row.phase] for row in rows)
     lines = markdown_table(rows).splitlines()
-    assert lines[2] == "| cold | 0 | 40.0 % | 42.5 % | +2.5 | – | – | – | – | 41.2 |" and len(lines) == 8
+    assert lines[2] == "| cold | 0 | 40.0 | 42.5 | +2.5 | – | – | – | – | 41.2 |" and len(lines) == 8
     console = Console(width=140, file=io.StringIO())
     console.print(rich_table(rows, "test"))
     text = console.file.getvalue()  # type: ignore[attr-defined]
