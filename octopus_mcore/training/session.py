@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from octopus_mcore.config.schema import Config, RewardConfig, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
@@ -164,12 +165,10 @@ def embedded_engine(config: Config, world: World, processor: Processor) -> Rollo
     """The replica's engine, on its leading rank only."""
     if not world.is_replica_leader:
         return None
-    build = partial(EmbeddedEngine, config.model.path, processor.images, device=world.device)
-    return build(dtype=world_dtype(config), max_batch_size=config.rollout.max_batch_size)
-
-
-def world_dtype(config: Config) -> Any:
-    """The torch dtype that `model.dtype` names."""
-    import torch
-
-    return getattr(torch, config.model.dtype)
+    return EmbeddedEngine(
+        config.model.path,
+        processor.images,
+        device=world.device,
+        dtype=getattr(torch, config.model.dtype),
+        max_batch_size=config.rollout.max_batch_size,
+    )
