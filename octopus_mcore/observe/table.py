@@ -61,9 +61,11 @@ def evaluated_sets(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def rich_table(rows: Sequence[PhaseRow], title: str) -> Table:
-    """The table for a terminal of 80 columns, shares in percent. First accuracy always stands beside the gap, because a gap alone can
+    """The table for 80 columns, shares in percent. First accuracy always stands beside the gap, because a gap alone can
     be faked."""
-    table = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for heading in ("after", "T"):
         table.add_column(heading)
     for heading in _COLUMNS.values():
