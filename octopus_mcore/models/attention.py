@@ -45,7 +45,7 @@ def tree_nodes(subtree_end: np.ndarray) -> list[Node]:
         ValueError: subtree ends are not nested, so they describe no forest.
     """
     length = len(subtree_end)
-    starts = np.flatnonzero(np.diff(subtree_end, prepend=-1))
+    starts = np.flatnonzero(np.diff(subtree_end, prepend=subtree_end[:1] - 1))
     ends = np.append(starts[1:], length)
     nodes: list[Node] = []
     open_nodes: list[tuple[int, int, int]] = []  # (start, end, subtree end) of the current path

@@ -1,0 +1,211 @@
+"""Core attention against a dense mask written straight from the rule, on random packed rows and random prefix trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from octopus_mcore.models.attention import NodeCoreAttention, node_attention, plan_batches, tree_nodes
+from octopus_mcore.runtime.seeds import torch_generator
+
+SCALE = 0.37
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A node of `length` own tokens and the subtrees behind it."""
+
+    length: int
+    children: tuple[Tree, ...] = ()
+
+    def __len__(self) -> int:
+        return self.length + sum(len(child) for child in self.children)
+
+
+LEAVES = st.integers(1, 6).map(Tree)
+TREES = st.recursive(
+    LEAVES, lambda below: st.builds(Tree, st.integers(1, 6), st.lists(below, min_size=1, max_size=3).map(tuple)), max_leaves=6
+)
+FORESTS = st.lists(TREES, min_size=1, max_size=3)
+ROWS = st.lists(LEAVES, min_size=1, max_size=6)
+HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (3, 1)])
+
+
+def subtree_end(trees: list[Tree], start: int = 0) -> np.ndarray:
+    parts = []
+    for tree in trees:
+        parts += [np.full(tree.length, start + len(tree)), subtree_end(list(tree.children), start + tree.length)]
+        start += len(tree)
+    return np.concatenate([*parts, np.zeros(0)]).astype(np.int32)
+
+
+def allowed(ends: np.ndarray) -> np.ndarray:
+    """Token q attends to token k iff k ≤ q < subtree_end[k]; bool [q, k]."""
+    query, key = np.indices((len(ends), len(ends)))
+    return (key <= query) & (query < ends[None, :])
+
+
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: np.ndarray) -> torch.Tensor:
+    repeat = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(repeat, dim=1) for tensor in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * SCALE
+    weights = scores.masked_fill(~torch.from_numpy(allowed(ends)), float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, value)
+
+
+def tokens(count: int, heads: tuple[int, int], seed: int = 0, size: int = 5) -> list[torch.Tensor]:
+    generator = torch_generator(seed, count, "attention")
+    shapes = [(count, heads[0], size), (count, heads[1], size), (count, heads[1], size)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def outcome(attend, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Output and gradients of a loss that weighs every output number differently."""
+    output = attend(*inputs)
+    weights = torch.arange(1.0, output.numel() + 1, dtype=output.dtype).view_as(output).sin()
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+# -- against the dense rule ----------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(FORESTS, ROWS), HEADS, st.integers(0, 9))
+def test_output_and_gradients_are_those_of_the_dense_mask(trees, heads, seed):
+    ends = subtree_end(trees)
+    inputs = tokens(len(ends), heads, seed)
+    packed = outcome(lambda q, k, v: node_attention(q, k, v, torch.from_numpy(ends), SCALE), inputs)
+    assert_close(packed, outcome(lambda q, k, v: dense(q, k, v, ends), inputs))
+
+
+@settings(deadline=None, max_examples=40)
+@given(FORESTS, HEADS)
+def test_a_row_in_tree_form_gives_what_it_gives_alone(trees, heads):
+    """Every path from a root to a leaf, attended as a causal row of its own, has the tree's outputs at its tokens; the tree's
+    gradients are the sums over the rows when a shared token's output is asked for by one row only."""
+    ends = subtree_end(trees)
+    inputs = tokens(len(ends), heads)
+    rule = allowed(ends)
+    last_tokens = [q for q in range(len(ends)) if not rule[q + 1 :, q].any()]
+    paths = [np.flatnonzero(rule[q]) for q in last_tokens]
+
+    def in_rows(*tensors: torch.Tensor) -> torch.Tensor:
+        output, seen = torch.zeros_like(tensors[0]), np.zeros(len(ends), dtype=bool)
+        packed = [tensor[np.concatenate(paths)] for tensor in tensors]
+        row_ends = np.repeat(np.cumsum([len(path) for path in paths]), [len(path) for path in paths])
+        attended = node_attention(*packed, torch.from_numpy(row_ends.astype(np.int32)), SCALE)
+        for path, part in zip(paths, attended.split([len(path) for path in paths]), strict=True):
+            new = ~seen[path]
+            torch.testing.assert_close(part[~new], output[path[~new]].detach(), rtol=0, atol=1e-12)
+            output = output.index_copy(0, torch.from_numpy(path[new]), part[new])
+            seen[path] = True
+        assert seen.all()
+        return output
+
+    in_tree = outcome(lambda q, k, v: node_attention(q, k, v, torch.from_numpy(ends), SCALE), inputs)
+    assert_close(in_tree, outcome(in_rows, inputs))
+
+
+def test_the_megatron_module_uses_the_rule_and_the_usual_scale():
+    ends = subtree_end([Tree(3, (Tree(2), Tree(4))), Tree(5)])
+    query, key, value = tokens(len(ends), (4, 2), size=8)
+    config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4, num_query_groups=2)
+    module = NodeCoreAttention(config, 1, AttnMaskType.causal, "self")
+    context = module(query[:, None], key[:, None], value[:, None], torch.from_numpy(ends), packed_seq_params=None)
+    expected = dense(query * 8**-0.5 / SCALE, key, value, ends)
+    torch.testing.assert_close(context, expected.reshape(len(ends), 1, 32), rtol=0, atol=1e-12)
+
+
+# -- nodes ----------------------------------------
+
+
+def assert_nodes_say_the_rule(ends: np.ndarray) -> None:
+    rule, covered = allowed(ends), 0
+    for node in tree_nodes(ends):
+        assert node.start == covered
+        covered = node.end
+        before = [token for start, end in node.ancestors for token in range(start, end)]
+        assert node.prefix == len(before)
+        for token in range(node.start, node.end):
+            assert [*before, *range(node.start, token + 1)] == np.flatnonzero(rule[token]).tolist()
+    assert covered == len(ends)
+
+
+@settings(deadline=None, max_examples=60)
+@given(FORESTS)
+def test_a_node_and_its_ancestors_are_what_its_tokens_attend_to(trees):
+    assert_nodes_say_the_rule(subtree_end(trees))
+
+
+def is_forest(ends: list[int]) -> bool:
+    """Every token sees itself, and the ranges [k, subtree_end[k]) lie inside one another or apart."""
+    inside = all(k < end <= len(ends) for k, end in enumerate(ends))
+    return inside and all(ends[j] <= ends[k] for k in range(len(ends)) for j in range(k + 1, ends[k]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(st.lists(st.integers(-1, 7), min_size=1, max_size=6), FORESTS), st.data())
+def test_what_is_no_forest_is_refused_and_nothing_else(drawn, data):
+    ends = drawn if isinstance(drawn[0], int) else subtree_end(drawn).tolist()
+    ends[data.draw(st.integers(0, len(ends) - 1))] += data.draw(st.integers(-2, 2))
+    if is_forest(ends):
+        assert_nodes_say_the_rule(np.array(ends, dtype=np.int32))
+    else:
+        with pytest.raises(ValueError, match="not nested at token"):
+            tree_nodes(np.array(ends, dtype=np.int32))
+
+
+@pytest.mark.parametrize(
+    ("ends", "token"),
+    [
+        ([3, 3, 3, 4, 9], 4),  # behind the last token
+        ([3, 5, 5, 5, 5], 1),  # a child that outlives its parent
+        ([5, 1, 5, 5, 5], 1),  # a token that does not see itself
+        ([2, 2, 2, 4], 0),  # a stretch that ends before its last token
+        ([-1, 2], 0),
+    ],
+)
+def test_the_error_names_the_token(ends, token):
+    with pytest.raises(ValueError, match=f"not nested at token {token}:"):
+        tree_nodes(np.array(ends, dtype=np.int32))
+
+
+# -- batches ----------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), FORESTS)
+def test_batches_hold_every_token_once_with_bounded_padding(lengths, trees):
+    ends = subtree_end([*trees, *map(Tree, lengths)])
+    nodes = {node.start: node for node in tree_nodes(ends)}
+    batches = plan_batches(list(nodes.values()))
+    queries = torch.cat([batch.query_tokens for batch in batches])
+    assert sorted(queries.tolist()) == list(range(len(ends)))
+    for batch in batches:
+        count, query_length, key_length = batch.shape
+        members = [nodes[token] for token in batch.query_tokens.tolist() if token in nodes]
+        own = [node.end - node.start for node in members]
+        assert (count, query_length) == (len(members), max(own))
+        assert key_length == max(node.prefix + length for node, length in zip(members, own, strict=True))
+        needed = sum(length * (node.prefix + length) for node, length in zip(members, own, strict=True))
+        assert count * query_length * key_length <= 1.25**2 * needed
+        # Causal kernels without a mask are for rows; a mask is paid for where there is a prefix only.
+        assert (batch.mask is None) == (not any(node.prefix for node in members))
+        assert batch.mask is None or all(node.prefix for node in members)
+
+
+def test_rows_of_like_lengths_share_one_batch():
+    assert len(plan_batches(tree_nodes(subtree_end([Tree(9), Tree(10), Tree(9), Tree(10)])))) == 1
+    assert len(plan_batches(tree_nodes(subtree_end([Tree(2), Tree(200)])))) == 2
