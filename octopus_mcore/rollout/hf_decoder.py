@@ -189,8 +189,8 @@ def _positions(
 
 
 def _prefill_mask(valid: torch.Tensor) -> torch.Tensor:
-    """Causal mask over real columns, bool [rows, 1, width, width]. Padding sees itself: a row of all False is NaN in
-    attention."""
+    """Causal mask over real columns, bool [rows, 1, width, width]. Padding sees itself: a row of all False is NaN in some
+    attention kernels."""
     width = valid.shape[1]
     causal = torch.ones((width, width), dtype=torch.bool).tril()
     return ((causal & valid[:, None, :]) | torch.eye(width, dtype=torch.bool))[:, None]

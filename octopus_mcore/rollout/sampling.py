@@ -75,7 +75,6 @@ def _nucleus(probabilities: torch.Tensor, top_p: float, position: torch.Tensor) 
 def _invert(weights: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """The index where the cumulated weights (float64, unnormalised) pass `position`; an index of weight 0 is never chosen."""
     cumulated = weights.cumsum(dim=-1)
-    total = cumulated[:, -1:]
-    # Rounding may carry the product up to the total, behind which no index lies.
-    target = torch.minimum(position[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    # Uniforms are at most 1 − 2⁻⁵³, and no float64 times that rounds back to itself: the target stays below the total.
+    target = position[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, target, right=True)[:, 0]
