@@ -104,6 +104,13 @@ def test_a_sequence_ratio_takes_one_advantage_per_row() -> None:
     assert found(separate, "phases.stage2.loss.kind=gspo_token") == []
 
 
+def test_one_ratio_per_row_refuses_two_advantages() -> None:
+    both = ("phases.stage2.loss.kind=gspo", "phases.stage2.buffer.advantage=separate")
+    violations = found(*both)
+    assert len(violations) == 1 and "phases.stage2.loss.kind=gspo" in violations[0] and "advantage=separate" in violations[0]
+    assert found(both[0]) == found(both[1]) == []
+
+
 def test_metrics_of_forced_rounds_can_choose_the_best() -> None:
     best = "checkpoint.best_by=validation/T1/round1_final_accuracy"
     assert found(best) and found(best, "eval.forced_rounds=1") == []

@@ -145,7 +145,7 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.sampled_from("abc"), trees), st.dictionaries(st.sampled_from("abc"), trees))
 def test_merge_keeps_what_is_over_and_fills_from_below(base: dict, over: dict) -> None:
     before = yaml.safe_dump([base, over])
@@ -156,7 +156,7 @@ def test_merge_keeps_what_is_over_and_fills_from_below(base: dict, over: dict) -
     assert yaml.safe_dump([base, over]) == before
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), st.integers() | st.booleans() | st.none())
 def test_an_override_sets_exactly_its_path(path: list[str], value: object) -> None:
     result, problems = apply_overrides({"z": 1}, [f"{'.'.join(path)}={yaml.safe_dump(value).splitlines()[0]}"])
