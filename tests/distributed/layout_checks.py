@@ -50,11 +50,11 @@ class Layout:
         return f"TP{self.tensor}PP{self.pipeline}DP{self.data}" + ("R" if self.recompute == "full" else "")
 
 
-def config_for(checkpoint: str, layout: Layout, **model: object) -> Config:
+def config_for(checkpoint: str, layout: Layout, dtype: str = "float32", **model: object) -> Config:
     return Config(
         run=RunConfig(name="test"),
         parallel=ParallelConfig(tensor=layout.tensor, pipeline=layout.pipeline, data=layout.data),
-        model=ModelConfig(path=checkpoint, dtype="float32", recompute=layout.recompute, **model),
+        model=ModelConfig(path=checkpoint, dtype=dtype, recompute=layout.recompute, **model),
         data=DataConfig(train=PluginConfig(target="none:none")),
         batch=BatchConfig(max_tokens_per_micro_batch=layout.max_tokens),
         # eps = 1 makes Adam's first step nearly linear in the gradient, so that weights after it compare gradients
@@ -63,10 +63,12 @@ def config_for(checkpoint: str, layout: Layout, **model: object) -> Config:
     )
 
 
-def measure_log_probs(checkpoint: str, layout: Layout, seed: int, image_counts: tuple[int, ...]) -> list[np.ndarray]:
+def measure_log_probs(
+    checkpoint: str, layout: Layout, seed: int, image_counts: tuple[int, ...], dtype: str = "float32"
+) -> list[np.ndarray]:
     """Every rank's log-probs of the selected tokens of all rows."""
     batch = tiny_batch(seed, image_counts)
-    config = config_for(checkpoint, layout)
+    config = config_for(checkpoint, layout, dtype)
     with join_world(config.parallel, RuntimeConfig()) as world:
         return Policy(config, world, batch.images, BANNED).log_probs(batch.rows, batch.selections, TEMPERATURE)
 

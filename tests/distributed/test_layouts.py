@@ -53,6 +53,23 @@ def test_log_probs_equal_transformers(
                 np.testing.assert_allclose(result[row], expected, atol=1e-5, rtol=0, err_msg=f"rank {rank}, row {row}")
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2, pipeline=2)], ids=str)
+def test_bfloat16_errs_no_more_than_transformers(layout: Layout, pool: RankPool, tied_checkpoint: Path) -> None:
+    """Both round differently, so both are compared with float32. The tiny model's large activations make bfloat16 err visibly."""
+    counts = (0, 1, 3, 1, 2, 1, 0, 1)
+    batch = tiny_batch(0, counts)
+    layout = Layout(layout.tensor, layout.pipeline, max_tokens=ONE_BIG_BATCH)
+    ours = np.concatenate(pool.run(layout.ranks, measure_log_probs, str(tied_checkpoint), layout, 0, counts, "bfloat16")[0])
+    exact, theirs = (
+        np.concatenate([hf_log_probs(model, batch, row, TEMPERATURE).numpy() for row in range(len(counts))])
+        for model in (
+            Qwen3VLForConditionalGeneration.from_pretrained(tied_checkpoint, dtype=dtype).requires_grad_(False)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    )
+    assert np.abs(ours - exact).mean() < 1.5 * np.abs(theirs - exact).mean()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
 def test_padding_changes_nothing(layout: Layout, pool: RankPool, tied_checkpoint: Path) -> None:
     counts = (0, 1, 3, 1)

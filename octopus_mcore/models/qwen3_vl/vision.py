@@ -25,12 +25,14 @@ class VisionTower(torch.nn.Module):
         super().__init__()
         config = shape.hf.vision_config
         config._attn_implementation = "sdpa"
-        self.tower = Qwen3VLVisionModel(config).to(dtype)
+        self.tower = Qwen3VLVisionModel(config)
         self.levels = shape.deepstack_levels
         self.merge_unit = shape.merge_size**2
         self.width = shape.hf.text_config.hidden_size
         self.frozen = frozen
         for parameter in self.tower.parameters():
+            # Parameters only: `module.to(dtype)` would round the rotary frequencies, which Transformers keeps in float32.
+            parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(not frozen)
             parameter.sequence_parallel = sequence_parallel
 
