@@ -55,7 +55,7 @@ def test_log_probs_equal_transformers(
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2, pipeline=2)], ids=str)
 def test_bfloat16_errs_no_more_than_transformers(layout: Layout, pool: RankPool, tied_checkpoint: Path) -> None:
-    """Both round differently, so both are compared with float32. The tiny model's large activations make bfloat16 err visibly."""
+    """Both round differently, so both are compared with float32; the tiny model's activations are large."""
     counts = (0, 1, 3, 1, 2, 1, 0, 1)
     batch = tiny_batch(0, counts)
     layout = Layout(layout.tensor, layout.pipeline, max_tokens=ONE_BIG_BATCH)
