@@ -1,0 +1,190 @@
+"""Objectives: loss, gradient and statistics of a mini-batch do not depend on how its rows are dealt to micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.experience.types import TrainingSignal
+from octopus_mcore.policy.losses import add_stats, means
+from octopus_mcore.policy.objectives import PolicyObjective, RowSignal, SupervisedObjective, measure
+from octopus_mcore.policy.rows import Row, pack_rows
+from octopus_mcore.runtime.seeds import numpy_generator
+
+LENGTHS = st.lists(st.integers(0, 7), min_size=1, max_size=6)
+LOSSES = st.builds(
+    LossConfig,
+    kind=st.sampled_from(["grpo", "gspo", "gspo_token"]),
+    aggregation=st.sampled_from(["sequence_mean", "token_mean"]),
+    kl_coefficient=st.sampled_from([0.0, 0.3]),
+    kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
+    clip_low=st.just(0.2),
+    clip_high=st.just(0.3),
+)
+
+
+def make_rows(lengths: list[int]) -> list[Row]:
+    """Rows in which every token has an id of its own, so that a token's log-prob can be looked up by id."""
+    rows, used = [], 0
+    for number, length in enumerate(lengths):
+        prompt = 1 + number % 3
+        rows.append(Row(f"row {number}", np.arange(used, used + prompt + length), prompt, ()))
+        used += prompt + length
+    return rows
+
+
+def make_signals(lengths: list[int], seed: int) -> list[RowSignal]:
+    draw = numpy_generator(seed, "signals")
+    signals = []
+    for length in lengths:
+        advantages = np.full(length, draw.standard_normal(), dtype=np.float32)
+        signal = TrainingSignal(draw.random(length) < 0.7, draw.random(length) < 0.4, advantages)
+        old, reference = (draw.normal(-2, 0.5, length).astype(np.float32) for _ in range(2))
+        signals.append(RowSignal(signal, old, reference))
+    return signals
+
+
+def log_prob_table(rows: list[Row], seed: int) -> torch.Tensor:
+    draw = numpy_generator(seed, "log-probs")
+    return torch.from_numpy(draw.normal(-2, 0.5, sum(map(len, rows)))).requires_grad_()
+
+
+def partitions(count: int, data: st.DataObject) -> list[list[int]]:
+    """Rows in any order, cut into micro-batches, some of them empty."""
+    order = data.draw(st.permutations(range(count)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=4)))
+    return [list(order[start:end]) for start, end in zip([0, *cuts], [*cuts, count], strict=True)]
+
+
+def run(objective, rows: list[Row], table: torch.Tensor, micro_batches: list[list[int]]):
+    """Summed loss, its gradient by token id, summed statistics: what the pipeline schedule makes of an objective."""
+    losses, records = [], []
+    for numbers in micro_batches:
+        batch = pack_rows([rows[i] for i in numbers], [objective.selections[i] for i in numbers], merge_size=2)
+        log_probs = table[batch.targets]
+        loss, record = objective(numbers, batch, log_probs, -log_probs.detach())
+        losses.append(loss)
+        records.append(record)
+    total = torch.stack(losses).sum()
+    return total.detach(), torch.autograd.grad(total, table)[0], add_stats(*records)
+
+
+def assert_same(found, expected) -> None:
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert found[2].keys() == expected[2].keys()
+    for name, pair in found[2].items():
+        torch.testing.assert_close(pair, expected[2][name], rtol=1e-12, atol=1e-12)
+
+
+# -- policy loss ----------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(LENGTHS, LOSSES, st.integers(0, 9), st.data())
+def test_policy_loss_does_not_depend_on_micro_batches(lengths, loss, seed, data):
+    rows, objective = make_rows(lengths), PolicyObjective(loss, make_signals(lengths, seed))
+    table = log_prob_table(rows, seed)
+    split = run(objective, rows, table, partitions(len(rows), data))
+    assert_same(split, run(objective, rows, table, [list(range(len(rows)))]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(LENGTHS, st.integers(0, 9))
+def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed):
+    """GRPO with clipping and a k2 KL term, written out row by row."""
+    loss = LossConfig(kind="grpo", clip_low=0.2, clip_high=0.3, dual_clip=None, kl_coefficient=0.5, kl_estimator="k2")
+    rows, signals = make_rows(lengths), make_signals(lengths, seed)
+    table = log_prob_table(rows, seed)
+    trained = max(sum(bool(row.signal.policy_mask.any()) for row in signals), 1)
+    expected = 0 * table.sum()
+    for row, own in zip(rows, signals, strict=True):
+        new = table[row.token_ids[row.prompt_length :]]
+        mask, kl_mask = torch.from_numpy(own.signal.policy_mask), torch.from_numpy(own.signal.kl_mask)
+        ratio = (new - torch.from_numpy(own.old_log_probs)).exp()
+        advantages = torch.from_numpy(own.signal.advantages)
+        clipped = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.3))
+        if mask.any():
+            expected = expected + clipped[mask].mean() / trained
+        if kl_mask.any():
+            kl = 0.5 * (torch.from_numpy(own.reference_log_probs) - new).square()
+            expected = expected + 0.5 * kl[kl_mask].mean() / len(rows)
+    found = run(PolicyObjective(loss, signals), rows, table, [list(range(len(rows)))])
+    torch.testing.assert_close(found[0], expected.detach(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found[1], torch.autograd.grad(expected, table)[0], rtol=0, atol=1e-10)
+
+
+def test_shares_of_the_loss_add_up_to_the_loss():
+    """Each share counts nothing, so that adding shares never turns the loss into a mean over micro-batches."""
+    lengths = [3, 5, 0, 4]
+    rows, objective = make_rows(lengths), PolicyObjective(LossConfig(kl_coefficient=0.3), make_signals(lengths, 1))
+    total, _, stats = run(objective, rows, log_prob_table(rows, 1), [[0], [1, 2], [3], []])
+    assert {name: float(stats[name][1]) for name in ("loss", "policy_loss", "kl_loss")} == dict.fromkeys(
+        ("loss", "policy_loss", "kl_loss"), 0.0
+    )
+    assert float(stats["loss"][0]) == pytest.approx(float(total), abs=1e-12)
+    assert float(stats["policy_loss"][0] + stats["kl_loss"][0]) == pytest.approx(float(total), abs=1e-12)
+    assert float(stats["kl_loss"][0]) != 0
+    assert "loss" not in means(stats)
+
+
+def test_only_tokens_that_the_loss_reads_are_selected():
+    signals = make_signals([6, 6], 2)
+    with_kl = PolicyObjective(LossConfig(kl_coefficient=0.1), signals).selections
+    without = PolicyObjective(LossConfig(), signals).selections
+    for row, both, policy in zip(signals, with_kl, without, strict=True):
+        np.testing.assert_array_equal(both, row.signal.policy_mask | row.signal.kl_mask)
+        np.testing.assert_array_equal(policy, row.signal.policy_mask)
+
+
+def test_kl_tokens_without_reference_are_refused_and_others_need_none():
+    lengths = [4, 4]
+    rows, table = make_rows(lengths), log_prob_table(make_rows(lengths), 0)
+    none = np.zeros(4, dtype=bool)
+    signals = [replace(row, reference_log_probs=None) for row in make_signals(lengths, 0)]
+    free = [replace(row, signal=replace(row.signal, kl_mask=none)) for row in signals]
+    run(PolicyObjective(LossConfig(), signals), rows, table, [[0, 1]])
+    assert float(run(PolicyObjective(LossConfig(kl_coefficient=0.1), free), rows, table, [[0, 1]])[2]["kl_loss"][0]) == 0
+    held = replace(free[1], signal=replace(free[1].signal, kl_mask=~none))
+    with pytest.raises(ValueError, match="KL tokens but no reference log-probs"):
+        run(PolicyObjective(LossConfig(kl_coefficient=0.1), [free[0], held]), rows, table, [[0, 1]])
+
+
+# -- supervised loss and measuring ----------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(0, 9), st.data())
+def test_supervised_loss_is_the_weighted_mean_however_it_is_split(lengths, seed, data):
+    draw = numpy_generator(seed, "weights")
+    weights = [draw.choice([0.0, 0.5, 1.0], length).astype(np.float32) for length in lengths]
+    weights[0][0] = 0.25
+    rows = make_rows(lengths)
+    table = log_prob_table(rows, seed)
+    total, gradient, stats = run(SupervisedObjective(weights), rows, table, partitions(len(rows), data))
+    by_token = torch.zeros_like(table)
+    for row, values in zip(rows, weights, strict=True):
+        by_token[row.token_ids[row.prompt_length :]] = torch.from_numpy(values).to(table.dtype)
+    torch.testing.assert_close(gradient, -by_token / by_token.sum(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(total, (gradient * table).sum().detach(), rtol=0, atol=1e-12)
+    assert float(stats["loss"][0]) == pytest.approx(means(stats)["nll"]) == pytest.approx(float(total))
+
+
+def test_measuring_hands_every_row_its_own_log_probs():
+    lengths = [3, 0, 2]
+    rows = make_rows(lengths)
+    table = log_prob_table(rows, 0)
+    batch = pack_rows([rows[2], rows[1], rows[0]], [np.ones(length, dtype=bool) for length in lengths[::-1]], merge_size=2)
+    loss, record = measure([2, 1, 0], batch, table[batch.targets], None)
+    assert record.keys() == {0, 1, 2}
+    for number, row in enumerate(rows):
+        assert record[number].dtype == np.float32
+        expected = table.detach().numpy()[row.token_ids[row.prompt_length :]]
+        np.testing.assert_array_equal(record[number], expected.astype(np.float32))
+    assert loss.item() == 0 and not torch.autograd.grad(loss, table)[0].any()
