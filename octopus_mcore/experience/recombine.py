@@ -62,15 +62,14 @@ def candidate_pools(natives: Sequence[Rollout], max_response_tokens: int, same: 
 
 
 def select_paper(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Provenance]:
-    """Algorithm 1: positives up to half of the group, wc before cc, then negatives at random; any pairs for a uniform group.
+    """Algorithm 1: positives up to half of the group, wc before cc, then negatives at random, then what is left.
 
-    `right` is the correctness of each native's final answer. Where negatives run out, leftover positives fill.
+    `right` is the correctness of each native's final answer. In a uniform group all corrections are right or all are wrong, so
+    these steps draw from all its pairs at random, as Algorithm 1 asks for that case.
     """
-    wanted, count = max(0, target - len(right)), sum(right)
-    if count in (0, len(right)):
-        return select_random(pools, right, target, rng)
+    wanted = max(0, target - len(right))
     positives = _shuffled(pools["wc"], rng) + _shuffled(pools["cc"], rng)
-    balance = min(wanted, max(0, target // 2 - count))
+    balance = min(wanted, max(0, target // 2 - sum(right)))
     chosen = positives[:balance]
     chosen += _shuffled([*pools["cw"], *pools["ww"]], rng)[: wanted - len(chosen)]
     return chosen + _shuffled(positives[balance:], rng)[: wanted - len(chosen)]
@@ -124,27 +123,6 @@ def splice(natives: Sequence[Rollout], pair: Provenance, pair_judgement: PairJud
         provenance=pair,
         judgement=pair_judgement(judgement_of(first).attempts[0], judgement_of(second).attempts[1]),
     )
-
-
-def splice_log_ratios(group: Group, log_probs: Sequence[np.ndarray]) -> list[float]:
-    """log ρ of every synthesised rollout, ρ = π(o2_j | x, o1_i, sc) / π(o2_j | x, o1_j, sc): how strange the splice is to
-    the policy.
-
-    Recombination leaves this mismatch uncorrected (octopus.md §9.3 item 3); the run logs it. `log_probs` are the recomputed
-    `old` log-probs of `group.rollouts`, in order, one float per token. 0 for a repeated native, also one without a
-    correction.
-    """
-    ratios = []
-    for rollout, values in zip(group.rollouts, log_probs, strict=True):
-        if rollout.provenance is None:
-            continue
-        here, source = rollout.span(SpanKind.CORRECTION), rollout.provenance.correction
-        there = group.natives[source].span(SpanKind.CORRECTION)
-        if here is None or there is None:
-            ratios.append(0.0)
-            continue
-        ratios.append(float(np.sum(values[here.start : here.end]) - np.sum(log_probs[source][there.start : there.end])))
-    return ratios
 
 
 def _first_half_usable(native: Rollout) -> bool:

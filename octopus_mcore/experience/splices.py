@@ -13,7 +13,8 @@ def splice_log_ratios(group: Group, log_probs: Sequence[np.ndarray]) -> np.ndarr
     """log ρ of each synthesised rollout, float64 [synthesised], in group order.
 
     ρ = π(o2ⱼ | x, o1ᵢ) / π(o2ⱼ | x, o1ⱼ), both under the policy before the step: the weight by which the splice is off-policy
-    (octopus.md §9.3, item 3). It costs no extra forward pass.
+    (octopus.md §9.3, item 3). It costs no extra forward pass. 0 for a repeated native (`reference` selection), which may
+    have no correction at all.
 
     Args:
         group: natives and synthesised rollouts.
@@ -28,6 +29,9 @@ def splice_log_ratios(group: Group, log_probs: Sequence[np.ndarray]) -> np.ndarr
             continue
         parent = rollout.provenance.correction
         here, there = rollout.span(SpanKind.CORRECTION), group.rollouts[parent].span(SpanKind.CORRECTION)
+        if here is None and there is None:
+            ratios.append(0.0)
+            continue
         if len(here) != len(there):
             raise ValueError(
                 f"prompt {group.prompt.uid}: a splice's correction has {len(here)} tokens, its parent's {len(there)}"

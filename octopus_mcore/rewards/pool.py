@@ -7,8 +7,10 @@ pebble kills and replaces a worker that is past its time, that has died or that 
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
+import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +22,9 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 WORKER_MEMORY_BYTES = 8 * 2**30
 """Address space of a worker. An answer like 9^{9^{9^9}} would fill the machine long before the time limit."""
+
+ORPHAN_SECONDS = 5.0
+"""What a comparison may run beyond its time limit when nobody is left to kill it."""
 
 
 class ComparisonPool:
@@ -52,7 +57,10 @@ class ComparisonPool:
             if len(verdicts) == len(arguments):
                 return [verdicts[index] for index in range(len(arguments))]
             self.close()
-        raise RuntimeError("the judge's worker processes die before they can work; see their messages on stderr")
+        raise RuntimeError(
+            "the judge's worker processes die before they can work; their messages are on stderr. A script that trains must "
+            'be a file whose work stands under `if __name__ == "__main__":`: workers import it. `rewards.workers: 0` needs none'
+        )
 
     def close(self) -> None:
         """Ends the workers. A later `run` starts new ones."""
@@ -66,7 +74,8 @@ class ComparisonPool:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(self._workers, initializer=_start_worker, initargs=(self._memory,), context=context)
         try:
-            return self._pool.schedule(function, args=arguments, timeout=self._timeout)
+            limit = self._timeout + ORPHAN_SECONDS
+            return self._pool.schedule(_guarded, args=(function, limit, *arguments), timeout=self._timeout)
         except (BrokenProcessPool, RuntimeError):
             return None
 
@@ -91,3 +100,16 @@ def _start_worker(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     import math_verify  # noqa: F401
+
+
+def _guarded(function: Callable[..., bool], limit_seconds: float, *arguments: Any) -> bool:
+    """Runs the comparison; ends its worker beyond the limit, so that none outlives a killed trainer for long.
+
+    faulthandler's timer is a thread in C: it fires in endless loops of Python and of C code alike.
+    """
+    with open(os.devnull, "w") as sink:
+        faulthandler.dump_traceback_later(limit_seconds, exit=True, file=sink)
+        try:
+            return function(*arguments)
+        finally:
+            faulthandler.cancel_dump_traceback_later()

@@ -58,6 +58,14 @@ def test_the_result_does_not_depend_on_the_order_or_company_of_groups(many, rand
     assert all(same_group(group, alone[group.prompt.uid]) for group in result.groups)
 
 
+def test_separate_advantages_train_a_first_attempt_once():
+    rollouts = build(advantage="separate")([group_of(["cc", "ww", "ww"])], CTX).groups[0].rollouts
+    for rollout in rollouts:
+        trained = len(rollout.spans[2]) if rollout.synthesised else len(rollout.token_ids)
+        assert rollout.signal.policy_mask.sum() == trained
+    assert sum(rollout.synthesised for rollout in rollouts) == 6
+
+
 def test_stages_do_not_edit_what_they_get():
     group, twin = group_of(["cc", "ww", "wc"]), group_of(["cc", "ww", "wc"])
     build()([group], CTX)

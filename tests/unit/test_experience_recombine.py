@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.config.schema import RecombineConfig
-from octopus_mcore.experience.recombine import candidate_pools, recombine, splice, splice_log_ratios
+from octopus_mcore.experience.recombine import candidate_pools, recombine, splice
 from octopus_mcore.experience.spans import SEPARATOR
+from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.statistics import transition
 from octopus_mcore.experience.types import Group, Provenance, SpanKind
 from tests.experience_groups import attempt, finder, group_of, native, pair_judgement, same_group, same_rollout
@@ -278,4 +279,9 @@ def test_splice_log_ratio_sums_over_the_correction_in_both_contexts():
 
 def test_splice_log_ratio_of_a_repeated_native_is_zero():
     group = run(group_of(["c", "w"]), target=4, selection="reference")
-    assert splice_log_ratios(group, [np.zeros(len(rollout.token_ids)) for rollout in group.rollouts]) == [0.0, 0.0]
+    assert splice_log_ratios(group, [np.zeros(len(rollout.token_ids)) for rollout in group.rollouts]).tolist() == [0.0, 0.0]
+
+
+def test_splice_metrics_summarise_the_ratios():
+    assert splice_metrics(np.array([])) == {}
+    assert splice_metrics(np.array([-3.0, -1.0, 1.0]))["splice/log_rho_mean"] == -1.0

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -41,16 +43,27 @@ def test_it_starts_again_when_its_workers_died_idle(pool):
     assert pool.run(behave, [("a", "a"), ("b", "a")]) == [True, False]
 
 
+def test_a_loop_ends_by_itself_when_its_trainer_was_killed():
+    program = "from octopus_mcore.rewards.pool import _guarded; from tests.misbehaving import behave; "
+    assert subprocess.run([sys.executable, "-c", program + "_guarded(behave, 0.3, 'a', 'a')"], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program + "_guarded(behave, 0.3, 'loop', 'a')"], timeout=60).returncode == 1
+
+
 def box(answer: str) -> str:
     return attempt(answer)
 
 
-def test_pathological_latex_is_wrong_and_counted_and_the_judge_goes_on():
+@pytest.fixture(scope="module")
+def judge():
     with Judge(RewardConfig(timeout_seconds=0.5)) as judge:
-        answers = ["0.5", "9^{9^{9^{9^{9}}}}", r"\int_0^{10^9} x^x dx", "(" * 500, r"\frac{2}{4}"]
-        judgements = judge.judge([Response((box(answer),), "1/2") for answer in answers])
-        assert [judgement.final_correct for judgement in judgements] == [True, False, False, False, True]
-        assert judge.counts["comparisons"] == 5 and judge.counts["timeouts"] + judge.counts["errors"] >= 1
+        yield judge
+
+
+def test_pathological_latex_is_wrong_and_counted_and_the_judge_goes_on(judge):
+    answers = ["0.5", "9^{9^{9^{9^{9}}}}", "(" * 500, r"\frac{2}{4}"]
+    judgements = judge.judge([Response((box(answer),), "1/2") for answer in answers])
+    assert [judgement.final_correct for judgement in judgements] == [True, False, False, True]
+    assert judge.counts["comparisons"] == 4 and judge.counts["timeouts"] + judge.counts["errors"] >= 1
 
 
 def test_a_step_of_short_integers_takes_no_time_and_no_process():
@@ -79,10 +92,10 @@ def test_each_distinct_attempt_is_graded_once(monkeypatch):
     assert judge.counts["comparisons"] == 3
 
 
-def test_judging_without_workers_gives_the_same_verdicts():
+def test_judging_without_workers_gives_the_same_verdicts(judge):
     responses = [Response((box(answer),), truth) for answer, truth in [("1/2", "0.5"), ("x", "y"), ("3", "3"), (r"\pi", "3")]]
-    with Judge(RewardConfig(workers=0)) as inside, Judge(RewardConfig()) as outside:
-        assert inside.judge(responses) == outside.judge(responses)
+    with Judge(RewardConfig(workers=0)) as inside:
+        assert inside.judge(responses) == judge.judge(responses)
 
 
 def test_an_invalid_response_says_why_and_keeps_its_grades():
