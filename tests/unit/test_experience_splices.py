@@ -1,0 +1,99 @@
+"""log ρ of splices, on groups that the real recombination built and log-probs that depend on every token before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.experience.recombine import recombine
+from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
+from octopus_mcore.experience.types import Group, SpanKind
+from octopus_mcore.runtime.seeds import key_bits
+from tests.experience_groups import group_of, pair_judgement
+
+LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=1, max_size=4)
+
+
+def recombined(labels: list[str], target: int, selection: str = "paper") -> Group:
+    return recombine(group_of(labels), RecombineConfig(target=target, selection=selection), 10**6, pair_judgement, 0, 0)
+
+
+def contextual(token_ids: tuple[int, ...]) -> np.ndarray:
+    """Log-probs of a policy that sees everything before a token."""
+    return np.array([-(key_bits(*token_ids[: end + 1]) % 997) / 100 for end in range(len(token_ids))], dtype=np.float32)
+
+
+def context_free(token_ids: tuple[int, ...]) -> np.ndarray:
+    return -np.array(token_ids, dtype=np.float32) / 100
+
+
+def correction_log_prob(group: Group, first: int, correction: int) -> float:
+    """log π(o2 of `correction` | x, o1 of `first`, separator) by tokens alone."""
+    head, tail = group.natives[first], group.natives[correction]
+    context = head.token_ids[: head.span(SpanKind.CORRECTION).start]
+    joined = context + tail.token_ids[tail.span(SpanKind.CORRECTION).start :]
+    return float(contextual(joined)[len(context) :].astype(np.float64).sum())
+
+
+@settings(deadline=None, max_examples=30)
+@given(LABELS, st.integers(1, 9), st.sampled_from(["paper", "reference", "random"]))
+def test_the_ratio_compares_the_correction_behind_both_first_attempts(labels, target, selection):
+    group = recombined(labels, target, selection)
+    ratios = splice_log_ratios(group, [contextual(rollout.token_ids) for rollout in group.rollouts])
+    expected = [
+        correction_log_prob(group, pair.first, pair.correction) - correction_log_prob(group, pair.correction, pair.correction)
+        if group.natives[pair.correction].has_correction
+        else 0.0
+        for pair in (rollout.provenance for rollout in group.rollouts if rollout.synthesised)
+    ]
+    assert ratios.dtype == np.float64 and ratios.shape == (len(expected),)
+    np.testing.assert_allclose(ratios, expected, rtol=0, atol=1e-9)
+
+
+def test_a_splice_of_a_rollout_with_itself_has_ratio_one():
+    """The released rule admits i = j; there the context has not changed."""
+    group = recombined(["wc", "cw", "w"], 9, "reference")
+    own = [rollout.provenance.first == rollout.provenance.correction for rollout in group.rollouts if rollout.synthesised]
+    ratios = splice_log_ratios(group, [contextual(rollout.token_ids) for rollout in group.rollouts])
+    assert any(own) and not all(own)
+    assert [ratio == 0 for ratio in ratios] == own
+
+
+def test_a_policy_that_looks_at_no_context_finds_every_splice_as_likely():
+    group = recombined(["wc", "cc", "cw", "ww"], 16)
+    ratios = splice_log_ratios(group, [context_free(rollout.token_ids) for rollout in group.rollouts])
+    assert len(ratios) == 12
+    np.testing.assert_allclose(ratios, 0, atol=1e-9)
+
+
+def test_groups_without_splices_have_no_ratios():
+    group = recombined(["c", "w"], 2)
+    ratios = splice_log_ratios(group, [contextual(rollout.token_ids) for rollout in group.rollouts])
+    assert ratios.shape == (0,) and splice_metrics(ratios) == {}
+
+
+def test_a_splice_whose_parent_has_another_correction_is_refused():
+    group = recombined(["wc", "cw"], 3)
+    native = group.rollouts[group.rollouts[2].provenance.correction]
+    *before, correction = native.spans
+    shorter = replace(native, spans=(*before, replace(correction, end=correction.end - 1)))
+    rollouts = tuple(shorter if rollout is native else rollout for rollout in group.rollouts)
+    with pytest.raises(ValueError, match=r"prompt question-1: a splice's correction has \d+ tokens, its parent's \d+"):
+        splice_log_ratios(Group(group.prompt, rollouts), [contextual(rollout.token_ids) for rollout in rollouts])
+
+
+def test_metrics_of_known_ratios():
+    ratios = np.array([-10.0, -1.0, 0.0, 1.0, 5.0])
+    assert splice_metrics(ratios) == pytest.approx(
+        {
+            "splice/log_rho_mean": -1.0,
+            "splice/log_rho_median": 0.0,
+            "splice/log_rho_p05": -10.0 + 0.2 * 9.0,
+            "splice/log_rho_min": -10.0,
+        }
+    )
