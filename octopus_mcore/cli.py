@@ -44,7 +44,8 @@ def train(
 
         if dry_run:
             description = describe(config, overrides or [], _launched_ranks())
-            typer.echo(description.text, nl=False)
+            if (launcher_environment(os.environ) or {}).get("RANK", "0") == "0":
+                typer.echo(description.text, nl=False)
             raise typer.Exit(2 if description.violations else 0)
         checked = load_checked(config, overrides or [], _launched_ranks())
         _bound_threads(checked.runtime.threads)

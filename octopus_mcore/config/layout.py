@@ -136,8 +136,8 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
         )
     if phase.loss.kind == "gspo" and buffer.advantage == "separate":
         yield (
-            f"{key}.loss.kind=gspo has one ratio and one advantage per row, but {key}.buffer.advantage=separate gives a row two; "
-            "take gspo_token"
+            f"{key}.loss.kind=gspo has one ratio and one advantage per row, but {key}.buffer.advantage=separate gives a row "
+            "two; take gspo_token"
         )
 
 

@@ -47,6 +47,9 @@ def test_a_dry_run_under_a_launcher_counts_its_ranks(tmp_path: Path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "6")
     result = call("train", write(tmp_path), "--dry-run", "parallel.tensor=4")
     assert result.exit_code == 2 and "6 ranks were started" in result.stdout
+    monkeypatch.setenv("RANK", "1")
+    other = call("train", write(tmp_path), "--dry-run", "parallel.tensor=4")
+    assert other.exit_code == 2 and other.stdout == ""
 
 
 def test_training_gets_the_merged_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
