@@ -64,7 +64,7 @@ def rich_table(rows: Sequence[PhaseRow], title: str) -> Table:
     """The table for 80 columns, shares in percent. First accuracy always stands beside the gap, because a gap alone can
     be faked."""
     table = Table(
-        title=title, title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title, title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for heading in ("after", "T"):
         table.add_column(heading)
