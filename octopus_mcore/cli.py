@@ -134,7 +134,9 @@ def _clear_errors() -> Iterator[None]:
     except INPUT_ERRORS as error:
         if os.environ.get(TRACEBACK):
             raise
-        _say(f"error: {error}", f"({TRACEBACK}=1 shows where it was raised)")
+        # A ConfigError is complete; other errors may come from anywhere below.
+        hint = () if hasattr(error, "violations") else (f"({TRACEBACK}=1 shows where it was raised)",)
+        _say(f"error: {error}", *hint)
         raise typer.Exit(2) from None
     except RankError as error:
         brief = error.is_input_error and not os.environ.get(TRACEBACK)

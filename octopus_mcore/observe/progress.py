@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -117,7 +118,7 @@ class Progress:
     def _values(self) -> list[tuple[str, str]]:
         sft = self._phases[self._phase].kind == "sft"
         return [
-            (label, form.format(float(self._metrics[name])))
+            (label, "–" if math.isnan(self._metrics[name]) else form.format(float(self._metrics[name])))
             for name, (label, form) in _SHOWN.items()
             if self._metrics.get(name) is not None and (name in _SFT_ONLY) == sft
         ]

@@ -67,7 +67,7 @@ def test_a_bad_configuration_never_reaches_the_training(tmp_path: Path, monkeypa
     assert result.exit_code == 2 and seen == []
     assert result.stderr.startswith("error: ") and "2 problems" in result.stderr
     assert "unknown key `batch.max_token`" in result.stderr and "prompts_per_step=8" in result.stderr
-    assert "Traceback" not in result.output
+    assert "Traceback" not in result.output and "OCTOPUS_TRACEBACK" not in result.stderr
     missing = call("train", tmp_path / "absent.yaml")
     assert missing.exit_code == 2 and "absent.yaml does not exist" in missing.stderr
 
@@ -82,7 +82,9 @@ def test_errors_of_the_run_become_messages_and_bugs_stay_visible(tmp_path: Path,
         replace_train(monkeypatch, train)
         return call("train", file)
 
-    assert failing(ValueError("shard 2 is missing")).stderr.startswith("error: shard 2 is missing\n")
+    assert failing(ValueError("shard 2 is missing")).stderr == (
+        "error: shard 2 is missing\n(OCTOPUS_TRACEBACK=1 shows where it was raised)\n"
+    )
     rank = failing(RankError(1, "ValueError: no image", "Traceback: here", True, None))
     assert rank.exit_code == 2 and rank.stderr == "error: rank 1: ValueError: no image\n"
     bug = failing(RankError(1, "KeyError: 'x'", "Traceback: here", False, None))

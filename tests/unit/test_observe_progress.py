@@ -17,7 +17,7 @@ RL_STEP = {
     "train/first_accuracy": 0.5313,
     "train/final_accuracy": 0.61,
     "train/wrong_correct": 0.125,
-    "train/correct_wrong": None,
+    "train/correct_wrong": float("nan"),
     "time/rollout": 0.17,
     "time/update": 0.674,
     "time/step": 1.28,
@@ -59,7 +59,7 @@ def test_an_rl_line_shows_rates_parts_and_time_left(tmp_path: Path) -> None:
         stage.progress.step(step, RL_STEP)
     assert "stage1: 6 steps, going on after step 2" in stage.text
     assert stage.text.splitlines()[-1] == (
-        "stage1 4/6  reward 0.412  first 53.1%  final 61.0%  w→c 12.5% | rollout 0.17 update 0.67 s | "
+        "stage1 4/6  reward 0.412  first 53.1%  final 61.0%  w→c 12.5%  c→w – | rollout 0.17 update 0.67 s | "
         "2.00 s/step, left 0:04, run 0:12"
     )
 
