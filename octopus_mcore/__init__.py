@@ -6,12 +6,15 @@ responses that the model itself sampled (Octopus, arXiv 2602.08503). `docs/archi
 
 import warnings
 
-# Megatron-Core says at import, once per module and rank, that Transformer-Engine and Apex are absent. The layer spec is a
-# choice of the configuration here (`model.layer_spec`), so the message tells users nothing.
+# What Megatron-Core and torch say here on every rank tells users nothing: Transformer-Engine is a choice of the configuration
+# (`model.layer_spec`), CUDA graphs are off, and the deprecated calls are Megatron's.
 for _message in (
     r"Transformer Engine and Apex are not installed",
     r"Apex is not installed",
     r"The following imports from `dynamic_context",
+    r"full scope is deprecated\. Use empty cuda_graph_scope",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
+    r"`torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
 ):
     warnings.filterwarnings("ignore", message=_message)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from octopus_mcore.config.layout import ranks_to_start
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import Config, SFTPhaseConfig
+from octopus_mcore.config.vocabulary import temperature_name
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.launch.local import run_ranks
 from octopus_mcore.observe.curves import plot_curves
@@ -147,6 +148,7 @@ def _summarise(session: Session) -> None:
         rows = phase_rows(records, name)
         tables[name] = [{"phase": row.phase, "temperature": row.temperature, **row.metrics} for row in rows]
         session.progress.note(rich_table(rows, f"{session.config.run.name}: {name} set"))
-    plot_curves(records, directory.curves_file, title=session.config.run.name)
+    shown = [f"{name}/{temperature_name(max(session.config.eval.temperatures))}" for name in evaluated_sets(records)]
+    plot_curves(records, directory.curves_file, title=session.config.run.name, evaluation=shown[0] if shown else None)
     directory.write_summary({"evaluation": tables})
     session.progress.note(f"run directory {directory.path}: metrics.jsonl, rollouts/, checkpoints/, export/, curves.png")
