@@ -64,9 +64,11 @@ def candidate_pools(natives: Sequence[Rollout], max_response_tokens: int, same: 
 def select_paper(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Provenance]:
     """Algorithm 1: positives up to half of the group, wc before cc, then negatives at random, then what is left.
 
-    `right` is the correctness of each native's final answer. In a uniform group all corrections are right or all are wrong, so
-    these steps draw from all its pairs at random, as Algorithm 1 asks for that case.
+    `right` is the correctness of each native's final answer. In a uniform group (no native right, or all of them) the pairs are
+    drawn at random.
     """
+    if len(set(right)) < 2:
+        return select_random(pools, right, target, rng)
     wanted = max(0, target - len(right))
     positives = _shuffled(pools["wc"], rng) + _shuffled(pools["cc"], rng)
     balance = min(wanted, max(0, target // 2 - sum(right)))

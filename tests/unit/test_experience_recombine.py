@@ -56,6 +56,14 @@ def test_paper_balances_every_mixed_group(right):
     assert sum(rollout.judgement.final_correct for rollout in group.rollouts) == (8 if 0 < right < 8 else 2 * right)
 
 
+@pytest.mark.parametrize("target", [8, 10])
+def test_a_uniform_group_is_filled_at_random_whatever_the_target(target):
+    """3 cc + 1 wc: 3 of the 12 pairs are wc. No rule prefers them, not even where half the target exceeds the natives."""
+    counts = [spliced_labels(run(group_of(["cc"] * 3 + ["wc"]), target, seed=seed)) for seed in range(200)]
+    assert all(wc + cc == target - 4 for wc, cc, _, _ in counts)
+    assert np.mean([wc for wc, *_ in counts]) == pytest.approx((target - 4) / 4, abs=0.2)
+
+
 def test_correct_correct_supplements_when_repairs_run_out():
     group = run(group_of(["cc", "cc", "cw", "cw", "cw", "cw", "cw", "cw"]))
     assert spliced_labels(group) == (0, 6, 2, 0)
