@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
+from string import ascii_uppercase
 
 MAX_ANSWER_CHARACTERS = 1000
 """A longer answer than this is not compared, it counts as wrong."""
@@ -17,6 +18,7 @@ MAX_ANSWER_CHARACTERS = 1000
 _INTEGER = re.compile(r"[+-]?\d{1,300}")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|bf|rm)\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*(?:$|[).:,])")
+_BETWEEN_CHOICES = re.compile(r"[,;&]|\band\b")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _QUANTITY = re.compile(rf"({_NUMBER})\s*(?:/\s*({_NUMBER}))?\s*(%?)\s*(\D*?)\s*")
@@ -43,7 +45,8 @@ def exact_equal(answer: str, truth: str) -> bool:
 def choice_equal(answer: str, truth: str) -> bool:
     r"""Equality of option letters, in any case: `B`, `(b)`, `\text{B}`, `B.` and `B) 12 cm` name B. A sentence names nothing.
 
-    Falls back to string equality where the truth names no letter.
+    `A, C` and `(c) and (a)` name both letters, and all of the truth's must be named and no other. Falls back to string equality
+    where the truth names no letter.
     """
     given, wanted = _choice(answer), _choice(truth)
     return exact_equal(answer, truth) if wanted is None else given == wanted
@@ -81,11 +84,11 @@ def decide_quickly(kind: str, answer: str, truth: str) -> bool | None:
 
     Strings that are equal are right; two plain integers are compared as such; an empty or overlong answer is wrong.
     """
-    if kind != "math":
-        return JUDGES[kind](answer[:MAX_ANSWER_CHARACTERS], truth)
     answer, truth = answer.strip(), truth.strip()
     if not answer or len(answer) > MAX_ANSWER_CHARACTERS:
         return False
+    if kind != "math":
+        return JUDGES[kind](answer, truth)
     if answer == truth:
         return True
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(truth):
@@ -94,14 +97,21 @@ def decide_quickly(kind: str, answer: str, truth: str) -> bool | None:
 
 
 def _choice(text: str) -> str | None:
-    match = _CHOICE.match(_WRAPPER.sub(r"\1", text).strip().strip("$").strip())
+    """The letters that the text names, in order of the alphabet, or None."""
+    text = _WRAPPER.sub(r"\1", text).strip().strip("$").strip()
+    parts = [part.strip(" ().") for part in _BETWEEN_CHOICES.split(text)]
+    letters = {part.upper() for part in parts if part}
+    if len(letters) > 1 and all(len(letter) == 1 and letter in ascii_uppercase for letter in letters):
+        return "".join(sorted(letters))
+    match = _CHOICE.match(text)
     return match.group(1).upper() if match else None
 
 
 def _quantity(text: str) -> tuple[float, str] | None:
     """Value and unit (lower case, '' for none) of a number with an optional unit, or None."""
     text = _WRAPPER.sub(r" \1", text).replace(r"\%", "%").replace("°", r"^\circ").replace("$", "")
-    text = re.sub(r"\\[,;:! ]|~|\{,\}", "", text).strip()
+    # Single spaces keep the pattern below linear: runs of them could be split in many ways among its parts.
+    text = " ".join(re.sub(r"\\[,;:! ]|~|\{,\}", "", text).split())
     text = _POWER_OF_TEN.sub(r"e\1", _FRACTION.sub(r"\1\2/\3", text))
     match = _QUANTITY.fullmatch(re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text))
     if match is None:

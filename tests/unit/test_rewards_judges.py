@@ -1,6 +1,16 @@
+import time
+
 import pytest
 
-from octopus_mcore.rewards.judges import JUDGES, choice_equal, decide_quickly, exact_equal, math_equal, number_equal
+from octopus_mcore.rewards.judges import (
+    JUDGES,
+    MAX_ANSWER_CHARACTERS,
+    choice_equal,
+    decide_quickly,
+    exact_equal,
+    math_equal,
+    number_equal,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +59,12 @@ def test_math(answer, truth, equal):
         ("", "B", False),
         ("12", "12", True),
         ("13", "12", False),
+        ("A, C", "A,C", True),
+        ("(c) and (A)", "A,C", True),
+        ("A", "A,C", False),
+        ("A, D", "A,C", False),
+        ("A, B", "A", False),
+        ("A, B", "B", False),
     ],
 )
 def test_choice(answer, truth, equal):
@@ -93,6 +109,22 @@ def test_choice(answer, truth, equal):
 )
 def test_number(answer, truth, equal):
     assert number_equal(answer, truth) is equal
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JUDGES if kind != "math"])
+@pytest.mark.parametrize("filler", [" ", "A", "1", ",", "A,", r"\frac{", "1 ", "-", "{"])
+def test_no_answer_takes_long_to_compare(kind, filler):
+    """These judges run in the trainer's process, without a time limit."""
+    began = time.perf_counter()
+    for first in ("1", "A", ""):
+        decide_quickly(kind, (first + filler * MAX_ANSWER_CHARACTERS)[: MAX_ANSWER_CHARACTERS - 1] + "1", "5")
+    assert time.perf_counter() - began < 1
+
+
+def test_an_overlong_answer_is_wrong_for_every_judge():
+    for kind, answer in {"exact": "x", "choice": "B. ", "number": "5 cm", "math": "x"}.items():
+        longer = answer + "x" * MAX_ANSWER_CHARACTERS
+        assert decide_quickly(kind, longer, longer) is False
 
 
 def test_exact():
