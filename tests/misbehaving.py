@@ -14,6 +14,8 @@ def behave(answer: str, truth: str) -> bool:
         os.kill(os.getpid(), signal.SIGKILL)
     if answer == "raise":
         raise ArithmeticError("no")
+    if answer == "exit":
+        raise SystemExit(1)
     if answer == "memory":
         return bool(bytearray(2**36))
     time.sleep(0.02 if answer == "slow" else 0)

@@ -89,7 +89,7 @@ class ComparisonPool:
             self.counts["timeouts"] += 1
         except ProcessExpired:
             self.counts["crashes"] += 1
-        except Exception:
+        except (Exception, SystemExit):  # pebble raises here whatever the worker raised there
             self.counts["errors"] += 1
         return False
 

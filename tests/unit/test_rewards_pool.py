@@ -22,9 +22,9 @@ def pool():
 
 
 def test_it_survives_a_loop_a_crash_an_error_and_hunger_in_order(pool):
-    answers = ["a", "loop", "b", "crash", "slow", "raise", "a", "memory", "a"]
+    answers = ["a", "loop", "b", "crash", "slow", "raise", "a", "memory", "exit", "a"]
     assert pool.run(behave, [(answer, "a") for answer in answers]) == [answer == "a" for answer in answers]
-    assert pool.counts == {"timeouts": 1, "crashes": 1, "errors": 2}
+    assert pool.counts == {"timeouts": 1, "crashes": 1, "errors": 3}
 
 
 def test_it_goes_on_after_that_from_any_thread(pool):
