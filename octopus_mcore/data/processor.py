@@ -19,14 +19,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from octopus_mcore.data.chatml import CHATML_TEMPLATE
 from octopus_mcore.data.images import ImageSource, ImageStore, load_image_processor, open_image
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.rows import IMAGE_MARKER, Row
 from octopus_mcore.data.special_tokens import SpecialTokens, read_special_tokens
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, Prompt
 
 logger = logging.getLogger(__name__)
-
-IMAGE_MARKER = "<image>"
-"""Stands for an image inside a question (as in the datasets of EasyR1 and LLaMA-Factory)."""
 
 
 class PromptTooLong(ValueError):

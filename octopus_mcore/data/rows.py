@@ -18,8 +18,12 @@ import numpy as np
 from PIL import Image
 
 from octopus_mcore.data.images import ImageSource, open_image
+from octopus_mcore.data.special_tokens import IMAGE_PAD
 from octopus_mcore.data.tables import Record, RowError, open_table
 from octopus_mcore.runtime.seeds import numpy_generator
+
+IMAGE_MARKER = "<image>"
+"""Stands for an image inside a question (as in the datasets of EasyR1 and LLaMA-Factory)."""
 
 _LISTED_ERRORS = 20
 _VALIDATION_CHUNK = 256
@@ -119,8 +123,10 @@ class RowSource:
         """The row in a record. Raises `RowError`."""
         answer = "" if self.answer_key is None else text_field(record, self.answer_key, numbers=True)
         images = () if self.image_key is None else _images(record, self.image_key, self.image_root)
+        question = text_field(record, self.question_key)
+        _check_markers(question, len(images), record.at(self.question_key))
         metadata = {key: record.get(key) for key in self.metadata_keys}
-        return Row(uid, text_field(record, self.question_key), answer, images, metadata)
+        return Row(uid, question, answer, images, metadata)
 
     def check_rows(self, read: Callable[[Record], Row]) -> None:
         """Reads every record with `read`, collects the errors and raises them as one (see `validate`)."""
@@ -157,6 +163,17 @@ def text_field(record: Record, key: str, numbers: bool = False) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"{record.at(key)}: expected a non-empty text{' or a number' if numbers else ''}, found {value!r:.80}")
     return value
+
+
+def _check_markers(question: str, images: int, place: str) -> None:
+    """What the processor would refuse when the row's turn comes, which may be after a day of training. Raises `RowError`."""
+    if (markers := question.count(IMAGE_MARKER)) not in (0, images):
+        raise RowError(
+            f"{place}: {markers} {IMAGE_MARKER} markers for {images} images; give one marker per image, or none to put all "
+            "images first"
+        )
+    if IMAGE_PAD in question:
+        raise RowError(f"{place}: the text holds {IMAGE_PAD}, which stands for pixels; write {IMAGE_MARKER} for an image")
 
 
 def _images(record: Record, key: str, root: Path) -> tuple[ImageSource, ...]:

@@ -70,7 +70,9 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> 
         if process.poll() is not None or time.monotonic() > until:
             kill_group(process)
             out, err = process.communicate()
-            raise AssertionError(f"the process ended, or {DEADLINE_SECONDS:.0f} s passed, before it was to be killed\n{out}\n{err}")
+            raise AssertionError(
+                f"the process ended, or {DEADLINE_SECONDS:.0f} s passed, before it was to be killed\n{out}\n{err}"
+            )
         time.sleep(0.002)
     kill_group(process)
     return process.communicate()[0]
