@@ -14,15 +14,17 @@ import yaml
 class _Loader(yaml.SafeLoader):
     """Safe YAML with two repairs: `1e-6` is a number (YAML 1.1 wants `1.0e-6`), and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A mapping whose keys are words, all different, as they stand in the text (before `<<` merges others in)."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -36,7 +38,18 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: the text is no YAML, or gives a key twice.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    return _unshared(yaml.load(text, Loader=_Loader), ())  # noqa: S506 (a SafeLoader)
+
+
+def _unshared(value: Any, above: tuple[int, ...]) -> Any:
+    """A copy in which every alias has a value of its own, so that an override of one place leaves the other one alone."""
+    if id(value) in above:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands inside its own value", None)
+    if isinstance(value, dict):
+        return {key: _unshared(item, (*above, id(value))) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unshared(item, (*above, id(value))) for item in value]
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -52,6 +65,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold a mapping of sections; found {type(tree).__name__}")
     return tree

@@ -111,11 +111,14 @@ def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> Non
         ("a: [", "not valid YAML"),
         ("- a", "must hold a mapping"),
         ("", "must hold a mapping"),
+        ("? [a, b]\n: c", "a key must be a plain word"),
+        ("a: &x {b: *x}", "stands inside its own value"),
+        ("run: {name: \xfc}", "not UTF-8"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message) as caught:
         load_config(file)
     assert str(file) in str(caught.value)
@@ -125,6 +128,28 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str
 
 def test_numbers_with_an_exponent_are_numbers() -> None:
     assert parse_yaml("[1e-6, 1E3, -2.5e+4, 1.0e-6, e3, 1e, 0x1e]") == [1e-6, 1e3, -2.5e4, 1e-6, "e3", "1e", 30]
+
+
+def test_an_alias_is_a_copy(tmp_path: Path) -> None:
+    """Else an override of one place would change the other one as well."""
+    text = yaml.safe_dump(tree() | {"phases": {}}, sort_keys=False).replace("phases: {}", "")
+    text += """
+phases:
+  one: &one {kind: rl, steps: 3, prompts_per_step: 2, loss: &loss {kind: grpo, clip_low: 0.1}}
+  two: *one
+  three: {<<: *one, steps: 5, loss: {<<: *loss, clip_low: 0.2}}
+"""
+    phases = load_config(write(tmp_path, text), ["phases.one.steps=7", "phases.two.loss.kind=gspo"]).phases
+    assert [(phase.steps, phase.loss.kind, phase.loss.clip_low) for phase in phases.values()] == [
+        (7, "grpo", 0.1),
+        (3, "gspo", 0.1),
+        (5, "grpo", 0.2),
+    ]
+
+
+@pytest.mark.parametrize("override", ["rewards.wrong_correct=.nan", "optimizer.lr=.inf", "eval.temperatures=[.inf]"])
+def test_numbers_are_finite(tmp_path: Path, override: str) -> None:
+    assert "finite number" in violations(tmp_path, overrides=(override,))
 
 
 def test_the_hf_config_of_a_folder(tmp_path: Path) -> None:
