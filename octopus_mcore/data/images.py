@@ -27,11 +27,22 @@ Grid = tuple[int, int, int]
 """Patch grid of an image: frames, rows, columns, before spatial merging."""
 
 
+MAX_ASPECT = 200
+"""Longer side / shorter side that Qwen's image processors accept."""
+
+_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises for files that it cannot read."""
+
+
 class UnknownImage(KeyError):
     """An image was asked for that the store does not hold."""
 
     def __str__(self) -> str:
         return f"image {self.args[0]!r} is not in the store: it was never added, or `retain` let it go"
+
+
+class UnfitImage(ValueError):
+    """An image can be decoded but not be used."""
 
 
 def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
@@ -55,22 +66,54 @@ def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
 
 def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
     """The image in RGB; one that comes from a file or from encoded bytes is turned upright as its EXIF data say. `what` names
-    the place that it belongs to, for error messages.
+    the place that it belongs to, for error messages. 16 bits of grey become 8; transparency is dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image that PIL can decode.
+        ValueError: the file is not an image that PIL can decode, its pixel values have no fixed range (32 bits, floats), or it is
+            a strip that image processors refuse.
     """
-    name = repr(str(source)) if isinstance(source, str | PathLike) else f"({type(source).__name__})"
+    name = _name(source)
     try:
         if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image = source
+            image.load()
+        else:
+            with Image.open(source) as opened:
+                image = ImageOps.exif_transpose(opened)
+                image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"{what}: image file {name} does not exist") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except _UNDECODABLE as error:
         raise ValueError(f"{what}: image {name} cannot be decoded: {error}") from error
+    _check_form(image, f"{what}: image {name}")
+    if image.mode.startswith("I;16"):  # PIL would clip these to 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def check_header(file: str | PathLike, what: str) -> None:
+    """Refuses what `open_image` would refuse, as far as the file's header shows it; pixels are not decoded. Raises like it."""
+    try:
+        with Image.open(file) as image:
+            _check_form(image, f"{what}: image {_name(file)}")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what}: image file {_name(file)} does not exist") from None
+    except UnfitImage:
+        raise
+    except _UNDECODABLE as error:
+        raise ValueError(f"{what}: image {_name(file)} cannot be decoded: {error}") from error
+
+
+def _check_form(image: Image.Image, name: str) -> None:
+    if image.mode in ("I", "F"):
+        raise UnfitImage(f"{name} has pixels of mode {image.mode}, whose range is unknown; convert it to 8 bits per channel")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise UnfitImage(f"{name} is {image.width}×{image.height} pixels; its sides may differ {MAX_ASPECT} times at most")
+
+
+def _name(source: ImageSource | io.BytesIO) -> str:
+    return repr(str(source)) if isinstance(source, str | PathLike) else f"({type(source).__name__})"
 
 
 def content_key(image: Image.Image) -> str:

@@ -7,6 +7,7 @@ the data order does not depend on how the indices are cut into calls or over ran
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from octopus_mcore.data.images import ImageSource, open_image
+from octopus_mcore.data.images import ImageSource, check_header, open_image
 from octopus_mcore.data.special_tokens import IMAGE_PAD
 from octopus_mcore.data.tables import Record, RowError, open_table
 from octopus_mcore.runtime.seeds import numpy_generator
@@ -158,10 +159,18 @@ class RowSource:
 def text_field(record: Record, key: str, numbers: bool = False) -> str:
     """A non-empty text field; with `numbers` also a number, as text. Raises `RowError`."""
     value = record.get(key)
-    if numbers and isinstance(value, int | float) and not isinstance(value, bool):
+    if (
+        numbers
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or isinstance(value, float) and math.isfinite(value))
+    ):
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"{record.at(key)}: expected a non-empty text{' or a number' if numbers else ''}, found {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{record.at(key)}: the text is no valid Unicode, no tokenizer reads it: {error}") from error
     return value
 
 
@@ -195,17 +204,24 @@ def _image(item: Any, place: str, root: Path) -> ImageSource:
     if not isinstance(item, str) or not item:
         raise RowError(f"{place}: expected an image as a path, as bytes or as {{'bytes', 'path'}}, found {item!r:.80}")
     file = root / item
-    if not file.is_file():
-        raise RowError(f"{place}: image file {str(file)!r} does not exist")
+    if not _is_file(file):
+        raise RowError(f"{place}: image file {str(file)[:200]!r} does not exist")
     return str(file)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False also for what cannot be a path, such as an image in base64."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _check_header(image: ImageSource, place: str) -> None:
-    """Opens an image file without decoding its pixels. Raises `RowError` where PIL does not recognise it."""
+    """Opens an image file without decoding its pixels. Raises `RowError` where it cannot be used."""
     if isinstance(image, Image.Image):
         return
     try:
-        with Image.open(image):
-            pass
-    except OSError as error:
-        raise RowError(f"{place}: image file {str(image)!r} is not an image that PIL can read: {error}") from error
+        check_header(image, place)
+    except (FileNotFoundError, ValueError) as error:
+        raise RowError(str(error)) from error

@@ -99,7 +99,7 @@ class JsonlTable:
     def _parse(self, line: bytes, number: int) -> Record:
         try:
             fields = json.loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             raise RowError(f"{self._file}, row {number}: not a JSON object: {error}") from error
         if not isinstance(fields, dict):
             raise RowError(f"{self._file}, row {number}: expected a JSON object, found {type(fields).__name__}")
@@ -132,6 +132,13 @@ class ParquetTable:
         found: dict[int, Record] = {}
         for group in np.unique(groups).tolist():
             wanted = np.unique(np.asarray(indices)[groups == group])
-            rows = self._parquet.read_row_group(group).take(wanted - self._starts[group]).to_pylist()
+            rows = self._read(group).take(wanted - self._starts[group]).to_pylist()
             found |= {i: Record(row, self._file, i + 1) for i, row in zip(wanted.tolist(), rows, strict=True)}
         return [found[int(index)] for index in indices]
+
+    def _read(self, group: int) -> Any:
+        first, last = self._starts[group] + 1, self._starts[group + 1]
+        try:
+            return self._parquet.read_row_group(group)
+        except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+            raise RowError(f"{self._file}, row group {group} (rows {first} to {last}): cannot be read: {error}") from error

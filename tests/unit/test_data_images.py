@@ -87,6 +87,28 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         open_image(Image.open(tmp_path / "cut.png"), "row 3")
 
 
+@pytest.mark.parametrize("name", ["grey.png", "grey.tiff"])
+def test_sixteen_bits_become_eight(tmp_path, name):
+    """PIL alone clips: everything above 255 of 65535 would be white."""
+    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / name)
+    for source in (tmp_path / name, Image.fromarray(grey)):
+        np.testing.assert_array_equal(np.asarray(open_image(source, "test"))[..., 0], grey >> 8)
+
+
+def test_images_without_a_range_are_refused(tmp_path):
+    Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match="row 3: image '.*float.tiff' has pixels of mode F"):
+        open_image(tmp_path / "float.tiff", "row 3")
+
+
+def test_strips_that_the_processor_refuses_are_named(tmp_path):
+    Image.new("RGB", (402, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match="row 3: image '.*strip.png' is 402×2 pixels"):
+        open_image(tmp_path / "strip.png", "row 3")
+    assert open_image(Image.new("RGB", (400, 2)), "row 3").size == (400, 2)
+
+
 def test_exif_orientation_is_applied(tmp_path):
     image = picture(48, 16, 0)
     exif = Image.Exif()

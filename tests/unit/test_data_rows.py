@@ -130,6 +130,10 @@ def test_blank_lines_keep_line_numbers(tmp_path):
         ('{"problem": "<image>a<image>", "answer": "1", "images": ["pictures/0.png"]}', "'problem': 2 <image> markers for 1"),
         ('{"problem": "<image>", "answer": "1", "images": []}', "'problem': 1 <image> markers for 0"),
         (r'{"problem": "<|image_pad|>", "answer": "1", "images": null}', r"'problem': the text holds <\|image_pad\|>"),
+        ('{"problem": "a", "answer": "1", "images": "' + "iVBO" * 5000 + '"}', r"'images': image file '.*' does not exist"),
+        (r'{"problem": "half an emoji: \ud83d", "answer": "1", "images": []}', r"'problem': .* no valid Unicode"),
+        ('{"problem": "a", "answer": NaN, "images": []}', r"'answer': expected a non-empty text or a number, found nan"),
+        ('{"problem": ' + "[" * 100000, "not a JSON object"),
         ('{"problem": "a", ', "not a JSON object"),
         ("[1]", r"expected a JSON object, found list"),
     ],
@@ -145,11 +149,36 @@ def test_unusable_rows_name_file_row_and_key(jsonl, line, message):
     assert len(source.rows(4, 4, seed=0)) == 4, "the other rows stay usable"
 
 
+def test_an_answer_may_be_a_number_of_any_length(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"problem": "a", "answer": {10**400}}}')
+    assert RowSource(file, image_key=None).rows(0, 1, seed=0)[0].answer == str(10**400)
+
+
 def test_validate_lists_all_bad_rows_and_looks_into_images(jsonl):
     (jsonl.parent / "pictures/2.png").write_text("text")
     (jsonl.parent / "pictures/5.png").unlink()
     with pytest.raises(RowError, match=r"2 of 7 rows(.|\n)*row 3, key 'images'.*2.png(.|\n)*row 6, key 'images'.*5.png"):
         RowSource(jsonl).validate()
+
+
+def test_validate_refuses_images_that_would_end_the_training(jsonl, monkeypatch):
+    Image.new("RGB", (402, 2)).save(jsonl.parent / "pictures/2.png")
+    Image.new("RGB", (300, 300)).save(jsonl.parent / "pictures/5.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 // 2 - 1)
+    with pytest.raises(
+        RowError, match=r"2 of 7 rows(.|\n)*row 3.*2.png' is 402×2 pixels(.|\n)*row 6.*5.png' cannot be decoded"
+    ):
+        RowSource(jsonl).validate()
+
+
+def test_damaged_pages_of_a_parquet_file_are_named(parquet_file):
+    damaged = bytearray(parquet_file.read_bytes())
+    damaged[4:40] = b"\xff" * 36
+    parquet_file.write_bytes(damaged)
+    with pytest.raises(RowError, match=r"3 of 7 rows cannot be used:\n.*rows.parquet, row group 0 .*cannot be read"):
+        RowSource(parquet_file).validate()
+    assert len(RowSource(parquet_file, shuffle=False).rows(3, 4, seed=0)) == 4
 
 
 def test_damaged_embedded_images(tmp_path):
