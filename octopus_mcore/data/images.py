@@ -70,8 +70,8 @@ def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image that PIL can decode, its pixel values have no fixed range (32 bits, floats), or it is
-            a strip that image processors refuse.
+        ValueError: the file is not an image that PIL can decode.
+        UnfitImage: its pixel values have no fixed range (32 bits, floats), or it is a strip that image processors refuse.
     """
     name = _name(source)
     try:
