@@ -1,4 +1,4 @@
-"""The command line as a user runs it: real processes in a folder of their own, and readers of the run directories that they leave.
+"""The command line as a user runs it: real processes in a folder of their own, and readers of what they leave.
 
 No module of the package is replaced and nothing is called from inside; what these tests see is what a stranger sees.
 """

@@ -1,11 +1,11 @@
 """Whole runs in other layouts, through the command line, against the run on one rank: on recorded rollouts and on fresh ones.
 
-Tolerances. Everything is computed in float32; a layout only changes the order of sums (over the vocabulary and hidden shards, over
-micro-batches of other ranks). Measured over two seeds and the 5 + 2 RL steps of the two layouts below, after 6 supervised steps:
-losses differ by at most 5e-8 in stage I and 2e-7 in stage II, where Adam has had more steps to amplify (it divides by the root of the
-second moment, so a weight whose gradient is near 0 can move by up to the learning rate whatever the rounding says); gradient norms
-differ by at most 9e-6 of themselves, supervised losses by 4e-7. The bounds are 5 to 20 times that. The RL losses themselves are 2e-4
-to 3e-3 (advantages have mean 0 in a group), 200 to 3000 times the bound, and change from step to step by as much.
+Tolerances. Everything is computed in float32, and a layout only changes the order of sums: over shards of the hidden size and
+the vocabulary, over micro-batches of other ranks. Measured over two seeds and both layouts below: supervised losses differ by at
+most 4e-7 of themselves; RL losses by at most 5e-8 in stage I and 2e-7 in stage II, where Adam has had more steps to amplify (it
+divides by the root of the second moment, so a weight whose gradient is nearly 0 can move by up to the learning rate whatever
+the rounding says); gradient norms by at most 9e-6 of themselves. The bounds are 5 to 25 times that. The RL losses themselves
+are 2e-4 to 3e-3 (advantages have mean 0 in a group), 200 to 3000 times their bound, and differ from step to step by as much.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from octopus_mcore.experience.journal import read_groups
@@ -50,9 +51,7 @@ def assert_same_training(run: FinishedRun, one_rank: FinishedRun, phase: str) ->
     assert [record["train/loss"] for record in records] == pytest.approx(losses, **tolerance)
     norms = [record["train/grad_norm"] for record in expected]
     assert [record["train/grad_norm"] for record in records] == pytest.approx(norms, rel=GRADIENT_NORM_SHARE)
-    # The bound says something: no loss is so small, and no two are so close, that it would hold for them as well.
-    assert min(map(abs, losses)) > 50 * RL_LOSS
-    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 2 * RL_LOSS
+    assert np.std(losses) > 100 * RL_LOSS, "the bound says something only where losses are larger and differ from step to step"
 
 
 @pytest.mark.parametrize("phase", ["base", "cold_start", "stage1"])
@@ -84,9 +83,9 @@ def test_the_layout_does_not_change_what_the_buffer_selects(
 
 
 def test_four_ranks_generate_with_the_weights_that_they_train(four_ranks: FinishedRun, mini: FinishedRun) -> None:
-    """Stage II runs freely. The engine on rank 0 got its weights as a stream from four shards: it measures the log-probs that the
-    four ranks measure, and, with the same random numbers, samples what one rank samples. A sample may differ where two weights that
-    differ by rounding put a token boundary on the two sides of a random number; that is rare (below 1 % of responses)."""
+    """Stage II runs freely. The engine on rank 0 got its weights as a stream from four shards: it measures the log-probs that
+    the four ranks measure, and, with the same random numbers, samples what one rank samples. A response may differ where
+    rounding moves the boundary between two tokens across a random number, which is rare."""
     records = by_step(four_ranks.records, "stage2")
     assert [record["step"] for record in records] == [1, 2]
     assert all(record["mismatch/max"] < 1e-3 and record["mismatch/mean"] < 1e-5 for record in records)

@@ -1,4 +1,4 @@
-"""Killed without warning and started again, a run ends with the weights, records and rollouts of one that was never disturbed."""
+"""Killed without warning and started again, a run ends with the weights, records and rollouts of an undisturbed one."""
 
 from __future__ import annotations
 
