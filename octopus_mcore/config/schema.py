@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys are errors, numbers are finite, docstrings under fields become descriptions."""
+    """Base of all sections: frozen, unknown keys are errors, numbers are finite,
+    docstrings under fields become descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
