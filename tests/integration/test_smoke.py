@@ -38,7 +38,7 @@ from tests.integration.commands import (
 )
 from tests.integration.conftest import FinishedRun
 
-PHASES = {"base": 200, "cold_start": 150, "stage1": 8, "stage2": 6}
+PHASES = {"base": 240, "cold_start": 160, "stage1": 8, "stage2": 6}
 QUESTION = "First*second?"
 
 
