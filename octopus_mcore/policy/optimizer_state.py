@@ -7,6 +7,8 @@
 3. Saving drops the padding between buckets, but slices parameters by offsets that count it. Where a bucket ends in padding (a
    tied embedding has its own) parameters get their neighbour's moments, and the tail of the buffer is cut off and filled with
    zeros.
+4. Loading replaces weight decay, betas and epsilon by those of the checkpoint, so that a setting changed before a resume would
+   be ignored in silence.
 
 Fused Adam keeps no per-parameter step; there the first two remedies change nothing.
 """
@@ -20,6 +22,9 @@ from typing import Any
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+_SETTINGS = ("weight_decay", "betas", "eps")
+"""What the configuration says of a parameter group; the learning rate is given with every update."""
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
@@ -42,9 +47,12 @@ def keep_padding(optimizer: MegatronOptimizer) -> None:
 
 
 def load_state(optimizer: MegatronOptimizer, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict` without faults 1 and 2."""
+    """`optimizer.load_state_dict` without faults 1, 2 and 4."""
+    settings = [{name: group[name] for name in _SETTINGS} for group in optimizer.param_groups]
     with _without_step_lookup(optimizer.chained_optimizers):
         optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
     for part in optimizer.chained_optimizers:
         for moments in part.optimizer.state.values():
             if "step" in moments:

@@ -65,7 +65,7 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
 
 
 def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
-    """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed (Megatron's default)."""
+    """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed."""
     dtype = role.model.config.params_dtype
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -83,6 +83,8 @@ def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
         ),
         [role.trained],
     )
+    for group in optimizer.param_groups:
+        group["weight_decay"] *= group["wd_mult"]  # 0 for norms and biases; Megatron leaves this to its own scheduler
     keep_padding(optimizer)
     return optimizer
 
