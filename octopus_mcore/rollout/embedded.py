@@ -103,7 +103,7 @@ class EmbeddedEngine:
         """Answers in the order of the requests.
 
         Raises:
-            RuntimeError: no complete weights are loaded.
+            RuntimeError: no complete weights are loaded, or they give log-probs that are not finite.
             ValueError: placeholders and images of a request disagree.
             KeyError: an image is not in the lookup.
         """
@@ -187,12 +187,22 @@ class _Record:
         return torch.from_numpy(keep).to(tokens.device)
 
     def generations(self, version: int) -> list[Generation]:
-        """The answers in the order of the requests."""
+        """The answers in the order of the requests.
+
+        Raises:
+            RuntimeError: a sampled token's log-prob is not finite.
+        """
         token_ids = np.zeros((len(self._length), len(self._columns)), dtype=np.int64)
         log_probs = np.zeros(token_ids.shape, dtype=np.float32)
         for column, (requests, tokens, values) in enumerate(self._columns):
             token_ids[requests, column] = tokens.cpu().numpy()
             log_probs[requests, column] = values.cpu().numpy()
+        sampled = np.arange(len(self._columns)) < self._length[:, None]
+        if not np.isfinite(log_probs[sampled]).all():
+            raise RuntimeError(
+                f"the weights of version {version} gave log-probs that are not finite: they have diverged, or the sampling "
+                f"temperature ({self._params.temperature:g}) is too small"
+            )
         return [
             Generation(
                 token_ids=tuple(token_ids[index, :length].tolist()),

@@ -77,4 +77,5 @@ def _invert(weights: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     cumulated = weights.cumsum(dim=-1)
     # Uniforms are at most 1 − 2⁻⁵³, and no float64 times that rounds back to itself: the target stays below the total.
     target = position[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, target, right=True)[:, 0]
+    # NaN weights would give an index behind the last one; the NaN log-prob of the index in range tells the engine.
+    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=weights.shape[1] - 1)

@@ -278,6 +278,17 @@ def test_weights_are_copied_not_shared(folder, processor, prompts):
     assert generate(engine, asked)[0].token_ids == before
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_diverged_weights_give_an_error_not_a_response(folder, processor, prompts, temperature):
+    engine = EmbeddedEngine(folder, processor.images)
+    items = [item for bucket in HFFolder(folder).stream() for item in bucket]
+    next(item for item in items if item.name.endswith("language_model.norm.weight")).tensor[0] = torch.nan
+    engine.update_weights(iter([items]), version=3)
+    asked = [request(prompts["one"], SamplingParams(temperature, max_new_tokens=4))]
+    with pytest.raises(RuntimeError, match="version 3 gave log-probs that are not finite"):
+        generate(engine, asked)
+
+
 def broken(folder, kind):
     """A stream with one fault, and the message that names it."""
     items = [item for bucket in HFFolder(folder).stream() for item in bucket]
