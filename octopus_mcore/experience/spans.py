@@ -151,15 +151,17 @@ class SpanFinder:
         """All separators that count, in order."""
         pieces = [self._piece(token) for token in token_ids]
         starts = [0, *accumulate(map(len, pieces))]
+        thinking = self._thinking(token_ids)
         data = b"".join(pieces)
         for match in _TAGS.finditer(data):
             if match.end() == len(data):
                 return
             begin, end = bisect_right(starts, match.start()) - 1, bisect_right(starts, match.end()) - 1
             clean = begin > 0 and starts[begin] == match.start() and starts[end] >= match.end(1)
-            if token_ids[end] == self._open or not self._thinking(token_ids[:begin]):
+            if token_ids[end] == self._open or not thinking[begin]:
                 yield _Separator(begin, end, clean)
 
-    def _thinking(self, token_ids: Sequence[int]) -> bool:
-        """Whether the last think tag opens a block."""
-        return next((token == self._open for token in reversed(token_ids) if token in (self._open, self._close)), False)
+    def _thinking(self, token_ids: Sequence[int]) -> list[bool]:
+        """Before each token, and at the end: whether the last think tag opens a block."""
+        tags = {self._open: True, self._close: False}
+        return list(accumulate(token_ids, lambda inside, token: tags.get(token, inside), initial=False))

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +94,14 @@ def test_a_thought_that_quotes_the_tags_does_not_split():
     assert cut(quoting + SEPARATOR + TWO)[0] == ("first", quoting + "\n\n")
     # A thought that never closes but is followed by a real second attempt is a first attempt with a bad format.
     assert cut("<think>hm \\boxed{1}" + SEPARATOR + TWO)[-1] == ("correction", TWO)
+
+
+def test_a_response_of_nothing_but_separators_is_read_quickly():
+    """A collapsed policy writes such things, thousands of tokens long."""
+    ids = encode("<think>" + SEPARATOR * 2000)
+    began = time.perf_counter()
+    assert len(finder().find(ids, 0)) == 1
+    assert time.perf_counter() - began < 0.5
 
 
 @pytest.mark.parametrize(("attempts", "extra"), [(1, 0), (2, 0), (3, 1), (5, 3)])
