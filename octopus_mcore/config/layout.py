@@ -119,7 +119,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
     n, buffer = phase.rollout.n, phase.buffer
     recombine = buffer.recombine
     if recombine.enabled:
-        pairs = n * (n - 1) if recombine.selection == "paper" else n * n
+        pairs = n * n if recombine.selection == "reference" else n * (n - 1)
         if recombine.target < n:
             yield f"{key}.buffer.recombine.target={recombine.target} is below rollout.n={n}: the target counts the natives"
         elif recombine.target - n > pairs:
@@ -127,12 +127,12 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
                 f"{key}.buffer.recombine.target={recombine.target}: {n} natives (rollout.n) give only {pairs} pairs to build "
                 f"{recombine.target - n} more rollouts from"
             )
-    elif n < 2:
+    if n < 2 and not (recombine.enabled and recombine.target > n):
         yield f"{key}.rollout.n=1 without recombination: the advantage of a group of one is always 0; take rollout.n >= 2"
-    if phase.loss.kl_coefficient > 0 and buffer.mask != "first":
+    if phase.loss.kl_coefficient > 0 and buffer.mask == "changed":
         yield (
-            f"{key}.loss.kl_coefficient={phase.loss.kl_coefficient:g} has no effect with {key}.buffer.mask={buffer.mask}: only "
-            "the mask `first` marks tokens for the KL term; set the coefficient to 0 or the mask to first"
+            f"{key}.loss.kl_coefficient={phase.loss.kl_coefficient:g} has no effect with {key}.buffer.mask=changed, which "
+            "marks no token for the KL term; set the coefficient to 0, or the mask to first (first attempts) or none (all tokens)"
         )
     if phase.loss.kind == "gspo" and buffer.advantage == "separate":
         yield (

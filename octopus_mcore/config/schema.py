@@ -163,7 +163,7 @@ class RecombineConfig(Section):
     target: int = Field(default=16, ge=1)
     """Group size N after recombination (natives included)."""
     selection: Literal["paper", "reference", "random"] = "paper"
-    """`paper` is Algorithm 1 (pairs i ≠ j), `reference` the released program's rule, `random` any pairs."""
+    """`paper` is Algorithm 1 (pairs i ≠ j), `reference` the released program's rule, `random` any pairs i ≠ j."""
     max_response_tokens: int | None = Field(default=None, ge=1)
     """Pairs whose joined length exceeds this are never selected; null takes `rollout.max_new_tokens`."""
 
@@ -197,7 +197,8 @@ class LossConfig(Section):
     aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
     """Mean over sequences of their token means, or mean over all tokens; always over the *global* mini-batch."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL term on the tokens marked by the buffer's mask stage (first attempts in stage I)."""
+    """Weight of the KL term on the tokens marked by the buffer's mask stage (first attempts in stage I; all under mask
+    `none`)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of KL(policy ‖ reference), after Schulman's note."""
 

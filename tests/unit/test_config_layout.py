@@ -95,7 +95,18 @@ def test_a_run_needs_phases_and_a_group_needs_company() -> None:
     alone = found("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.enabled=false")
     assert len(alone) == 1 and "advantage of a group of one" in alone[0]
     assert found("phases.stage2.rollout.n=1")  # one native gives no pairs
+    assert "group of one" in found("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.target=1")[0]
     assert found("phases.stage2.eval_every=5", "eval.during_training=[]", "checkpoint.best_by=null")
+
+
+def test_only_the_released_rule_pairs_a_native_with_itself() -> None:
+    target = "phases.stage2.buffer.recombine.target=18"  # 14 more than n = 4
+    assert "only 12 pairs" in found(target, "phases.stage2.buffer.recombine.selection=random")[0]
+    assert found(target, "phases.stage2.buffer.recombine.selection=reference") == []
+
+
+def test_ordinary_rl_may_have_a_kl_term_on_every_token() -> None:
+    assert found("phases.stage2.loss.kl_coefficient=0.1", "phases.stage2.buffer.mask=none") == []
 
 
 def test_a_sequence_ratio_takes_one_advantage_per_row() -> None:
