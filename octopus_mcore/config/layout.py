@@ -132,7 +132,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
     if phase.loss.kl_coefficient > 0 and buffer.mask == "changed":
         yield (
             f"{key}.loss.kl_coefficient={phase.loss.kl_coefficient:g} has no effect with {key}.buffer.mask=changed, which "
-            "marks no token for the KL term; set the coefficient to 0, or the mask to first (first attempts) or none (all tokens)"
+            "marks no token for the KL term; set the coefficient to 0, or the mask to first (first attempts) or none (all)"
         )
     if phase.loss.kind == "gspo" and buffer.advantage == "separate":
         yield (
