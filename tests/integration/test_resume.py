@@ -14,39 +14,48 @@ from tests.integration.conftest import FinishedRun, train
 
 
 @pytest.mark.parametrize(
-    ("name", "phase", "step", "overrides"),
+    ("name", "kill_after", "resumed_after", "overrides"),
     [
-        pytest.param("after_stage1", "stage1", 5, (), id="after stage I, with checkpoints at the ends of phases"),
-        pytest.param("mid_phase", "stage1", 3, ("checkpoint.every=1",), id="within stage I, with a checkpoint every step"),
+        pytest.param("ends", ("stage1", 5), ("stage1", 5), (), id="after stage I, with checkpoints at the ends of phases"),
+        pytest.param(
+            "within", ("stage1", 3), ("stage1", 2), ("checkpoint.every=2",), id="within stage I, a step past a checkpoint"
+        ),
     ],
 )
 def test_a_killed_run_goes_on_from_its_checkpoint(
-    mini: FinishedRun, tmp_path: Path, name: str, phase: str, step: int, overrides: tuple[str, ...]
+    mini: FinishedRun,
+    tmp_path: Path,
+    name: str,
+    kill_after: tuple[str, int],
+    resumed_after: tuple[str, int],
+    overrides: tuple[str, ...],
 ) -> None:
     """Bit-exact: the same weights, optimizer state, data cursor and random draws. Steps up to the checkpoint are not repeated:
-    their records, times included, are those that the killed run wrote."""
+    their records, times included, are those that the killed run wrote. A step past it is, and is recorded once."""
     directory = RunDirectory(tmp_path / "runs" / name)
-    checkpoint = directory.checkpoint(phase, step)
-    command = ("train", mini.config, f"run.name={name}", *overrides)
-    process = start_python("-m", "octopus_mcore", *command, cwd=tmp_path)
-    kill_when(process, lambda: is_finished(checkpoint))
-    assert not directory.export.exists()
+    process = start_python("-m", "octopus_mcore", "train", mini.config, f"run.name={name}", *overrides, cwd=tmp_path)
+    if kill_after == resumed_after:
+        kill_when(process, lambda: is_finished(directory.checkpoint(*kill_after)))
+    else:
+        kill_when(process, lambda: kill_after in places(directory))
+    assert is_finished(directory.checkpoint(*resumed_after)) and not directory.export.exists()
     before = read_records(directory.metrics_file)
 
     resumed = train(tmp_path, mini.config, name, *overrides)
 
     assert "base 1/" not in resumed.output and "cold_start 1/" not in resumed.output
-    kept = [record for record in resumed.records if (record["phase"], record["step"]) in done_by(mini, phase, step)]
-    assert kept == before[: len(kept)] and kept[-1]["step"] == step
+    kept = before[: 1 + max(index for index, place in enumerate(places(mini.directory)) if place == resumed_after)]
+    assert resumed.records[: len(kept)] == kept and (kept[-1]["phase"], kept[-1]["step"]) == resumed_after
     assert training_values(resumed.records) == training_values(mini.records)
     assert folder_bytes(resumed.directory.export) == folder_bytes(mini.directory.export)
     assert folder_bytes(directory.path / "rollouts") == folder_bytes(mini.directory.path / "rollouts")
 
 
-def done_by(run: FinishedRun, phase: str, step: int) -> set[tuple[str, int]]:
-    """(phase, step) of all records up to a step of a phase."""
-    places = [(record["phase"], record["step"]) for record in run.records]
-    return set(places[: len(places) - places[::-1].index((phase, step))])
+def places(directory: RunDirectory) -> list[tuple[str, int]]:
+    """(phase, step) of every record so far."""
+    if not directory.metrics_file.is_file():
+        return []
+    return [(record["phase"], record["step"]) for record in read_records(directory.metrics_file)]
 
 
 def test_a_finished_run_is_not_trained_again(mini: FinishedRun) -> None:
