@@ -25,7 +25,8 @@ STATE_FILE = "state.json"
 def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world: World) -> None:
     """Writes weights, optimizer state and `state` (JSON values) to the folder `path`, replacing an unfinished one."""
     if world.is_main:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            remove_checkpoint(path)
         path.mkdir(parents=True)
     world.barrier()
     dist_checkpointing.save(_sharded(policy, loading=False), str(path))
@@ -67,6 +68,18 @@ def read_state(path: Path) -> dict[str, Any]:
 def is_finished(path: Path) -> bool:
     """Whether the folder is a checkpoint that can be resumed from."""
     return (path / STATE_FILE).is_file()
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints in a folder of them, oldest first; none where there is no such folder."""
+    found = (path for path in folder.iterdir() if is_finished(path)) if folder.is_dir() else ()
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Deletes a checkpoint, finished or not. `state.json` goes first, so that a half deleted one does not look finished."""
+    (path / STATE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _sharded(policy: Policy, loading: bool) -> dict[str, Any]:

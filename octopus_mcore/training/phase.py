@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from octopus_mcore.config.schema import PhaseConfig
-from octopus_mcore.policy.checkpoint import is_finished, load_checkpoint, save_checkpoint
+from octopus_mcore.policy.checkpoint import finished_checkpoints, load_checkpoint, remove_checkpoint, save_checkpoint
 from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.training.session import Session
 
@@ -55,13 +55,13 @@ def _evaluate(session: Session, name: str, step: int, last: bool, judge: Judge |
     session.sync_engine()
     metrics = session.evaluate(name, step, list(evaluation.sets) if last else evaluation.during_training, judge)
     best_by, state = session.config.checkpoint.best_by, session.state
-    if best_by in metrics and (state.best is None or metrics[best_by] > state.best):
-        state.best = metrics[best_by]
+    value = metrics.get(best_by, math.nan)  # NaN is also the rate of nothing
+    if not math.isnan(value) and (state.best is None or value > state.best):
+        state.best = value
         session.export(BEST_FOLDER)
 
 
 def _prune(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` finished checkpoints of a phase; its last one is the newest of all."""
-    finished = sorted(path for path in folder.iterdir() if is_finished(path))
-    for path in finished[:-keep]:
-        shutil.rmtree(path)
+    for path in finished_checkpoints(folder)[:-keep]:
+        remove_checkpoint(path)

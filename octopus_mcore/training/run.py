@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from octopus_mcore.config.layout import ranks_to_start
@@ -18,10 +17,11 @@ from octopus_mcore.observe.progress import Progress
 from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.observe.timer import StepTimer
-from octopus_mcore.policy.checkpoint import is_finished, load_checkpoint, read_state
+from octopus_mcore.policy.checkpoint import load_checkpoint
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.runtime.world import World, join_world
 from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
+from octopus_mcore.training.resume import resume_state
 from octopus_mcore.training.rl import run_rl_phase
 from octopus_mcore.training.session import RunState, Session, embedded_engine
 from octopus_mcore.training.sft import run_sft_phase
@@ -52,26 +52,6 @@ def train_rank(config: Config) -> None:
         session.export(EXPORT_FOLDER)
         if session.world.is_main:
             _summarise(session)
-
-
-def resume_state(config: Config, directory: RunDirectory) -> RunState:
-    """The state of the newest finished checkpoint of the latest phase that has one; an empty state where there is none.
-
-    Raises:
-        ValueError: there is one, but `run.resume` is `never`.
-    """
-    for name in reversed(config.phases):
-        folder = directory.checkpoints(name)
-        finished = sorted(path for path in folder.iterdir() if is_finished(path)) if folder.is_dir() else []
-        if finished and config.run.resume == "never":
-            raise ValueError(
-                f"{directory.path} holds the checkpoint {finished[-1]}, but run.resume is 'never'; "
-                "choose another run.name, or run.resume=auto to go on from it"
-            )
-        if finished:
-            known = RunState.__dataclass_fields__
-            return RunState(**{key: value for key, value in read_state(finished[-1]).items() if key in known})
-    return RunState()
 
 
 def _create_model(config: Config, world: World) -> None:
@@ -134,8 +114,8 @@ def _remaining(config: Config, state: RunState, session: Session) -> list:
     first = names.index(state.phase) + (state.step >= config.phases[state.phase].steps)
     if first > 0:
         before = names[first - 1]
-        load = partial(load_checkpoint, policy=session.policy, with_optimizer=False)
-        load(session.directory.checkpoint(before, config.phases[before].steps))
+        last = session.directory.checkpoint(before, config.phases[before].steps)
+        load_checkpoint(last, session.policy, with_optimizer=False)
     return [(name, config.phases[name]) for name in names[first:]]
 
 

@@ -32,6 +32,9 @@ from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
 from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_tallies
 
+_MOST_TOO_LONG_IN_A_ROW = 1000
+"""When so many prompts in a row are too long, the limit is wrong and none will ever fit."""
+
 
 @dataclass
 class RunState:
@@ -60,27 +63,42 @@ class Session:
     evaluation_prompts: Mapping[str, Sequence[Prompt]]
     state: RunState
     timer: StepTimer = field(default_factory=StepTimer)
+    served_version: int | None = None
 
     def sync_engine(self) -> None:
         """Gives the engine the policy's weights, unless it has them. Collective."""
+        if self.served_version == self.policy.version:
+            return
         stream = self.policy.weight_stream("leader")
         if self.engine is not None:
             self.engine.update_weights(stream, self.policy.version)
         for _ in stream:
             pass
+        self.served_version = self.policy.version
 
     def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
         """The next `count` prompts, and how many too long ones were passed over; moves the data cursor.
-        The same on every rank."""
+        The same on every rank.
+
+        Raises:
+            ValueError: the source has no more rows, or `_MOST_TOO_LONG_IN_A_ROW` prompts in a row are too long.
+        """
         prompts: list[Prompt] = []
-        skipped = 0
+        skipped = in_a_row = 0
         while len(prompts) < count:
             wanted = count - len(prompts)
             rows = source.rows(self.state.prompts_drawn, wanted, key_bits(self.config.run.seed, "prompts") >> 1)
+            if not rows:
+                raise ValueError(
+                    f"data.train gives no rows from {self.state.prompts_drawn} on; a prompt source must be endless"
+                )
             self.state.prompts_drawn += wanted
             drawn, too_long = self.processor.prompts(rows)
             prompts += drawn
             skipped += len(too_long)
+            in_a_row = 0 if drawn else in_a_row + len(too_long)
+            if in_a_row >= _MOST_TOO_LONG_IN_A_ROW:
+                raise ValueError(f"data.train: {in_a_row} prompts in a row are too long, the last of them: {too_long[-1]}")
         self.retain_images(prompts)
         return prompts, skipped
 

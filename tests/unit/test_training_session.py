@@ -1,0 +1,82 @@
+"""The session's small duties: drawing prompts, and choosing the best evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import nan
+from types import SimpleNamespace
+
+import pytest
+
+from octopus_mcore.data.processor import PromptTooLong
+from octopus_mcore.experience.types import Prompt
+from octopus_mcore.training import phase
+from octopus_mcore.training.session import RunState, Session
+
+
+@dataclass
+class CountingSource:
+    """Rows are their own indices; it ends where a limit is given."""
+
+    end: int | None = None
+
+    def rows(self, start: int, count: int, seed: int) -> list[int]:
+        return list(range(start, min(start + count, self.end or start + count)))
+
+
+@dataclass
+class EveryThirdFits:
+    """Stands for the processor: which rows become prompts."""
+
+    period: int = 3
+    images: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(retain=lambda keys: None))
+
+    def prompts(self, rows: Sequence[int]) -> tuple[list[Prompt], list[PromptTooLong]]:
+        fit = [Prompt(str(row), (1,), "", "") for row in rows if self.period and row % self.period == 0]
+        return fit, [PromptTooLong(str(row), 99, 10) for row in rows if not self.period or row % self.period]
+
+
+def session_with(processor: EveryThirdFits) -> Session:
+    parts = dict.fromkeys(("world", "policy", "engine", "directory", "log", "progress"))
+    config = SimpleNamespace(run=SimpleNamespace(seed=0))
+    return Session(config=config, processor=processor, evaluation_prompts={}, state=RunState(), **parts)
+
+
+def test_too_long_prompts_are_passed_over_and_counted() -> None:
+    session = session_with(EveryThirdFits())
+    prompts, skipped = session.draw_prompts(CountingSource(), 4)
+    assert [prompt.uid for prompt in prompts] == ["0", "3", "6", "9"]
+    assert session.state.prompts_drawn == 4 + skipped
+    again, _ = session.draw_prompts(CountingSource(), 1)
+    assert again[0].uid == str(-(-session.state.prompts_drawn // 3) * 3 - 3)
+
+
+def test_a_source_whose_prompts_are_all_too_long_is_an_error() -> None:
+    """It once was an endless loop."""
+    with pytest.raises(ValueError, match="data.train.*in a row are too long.*data.max_prompt_tokens"):
+        session_with(EveryThirdFits(period=0)).draw_prompts(CountingSource(), 4)
+
+
+def test_a_source_that_ends_is_an_error() -> None:
+    with pytest.raises(ValueError, match="data.train.*no rows from 9 on"):
+        session_with(EveryThirdFits()).draw_prompts(CountingSource(end=9), 4)
+
+
+def test_an_undefined_metric_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate of nothing is NaN; nothing is greater than NaN, so it would stay the best for ever."""
+    values, exported = iter([nan, 0.2, nan, 0.1, 0.3]), []
+    config = SimpleNamespace(
+        eval=SimpleNamespace(sets={"v": None}, during_training=["v"]), checkpoint=SimpleNamespace(best_by="v/T1/changed")
+    )
+    session = SimpleNamespace(
+        config=config,
+        state=RunState(),
+        progress=SimpleNamespace(activity=lambda name: None),
+        sync_engine=lambda: None,
+        evaluate=lambda *arguments: {"v/T1/changed": next(values)},
+        export=lambda folder: exported.append((folder, session.state.best)),
+    )
+    for step in range(1, 6):
+        phase._evaluate(session, "sft", step, False, None)
+    assert exported == [("best", 0.2), ("best", 0.3)]
