@@ -45,7 +45,7 @@ class SpecialTokens:
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """Vision special tokens: never sampled, and removed from the trainer's softmax alike (DESIGN §6, shape 7)."""
+        """Vision special tokens: never sampled, and removed from the trainer's softmax alike."""
         return (self.image_pad, self.video_pad, self.vision_start, self.vision_end)
 
 

@@ -1,6 +1,6 @@
 """Advantages within one prompt's group, one float per response token.
 
-`group` is GRPO, as Octopus trains (paper §4; octopus.md §5). The other two remove what octopus.md §9.3 calls the baseline leak:
+`group` is GRPO, as Octopus trains (docs/method.md §5). The other two remove the baseline leak (docs/method.md §8):
 the table value is r' = r(o2) − r(o1)/4, so a shared mean pays a right correction less where the first attempt was right,
 and in an all-right group with any wc row it pushes every cc row *down*.
 

@@ -1,4 +1,4 @@
-"""Which response tokens carry a policy gradient and which are held to the reference, from spans alone (octopus.md §4).
+"""Which response tokens carry a policy gradient and which are held to the reference, from spans alone (docs/method.md §4).
 
 | rollout | `none` | `first` (stage I) | `changed` (stage II) |
 |---|---|---|---|

@@ -1,8 +1,8 @@
 """Octopus rollout augmentation: new rollouts from a first attempt of one native and the correction of another.
 
-Paper: arXiv 2602.08503, §3.2 and Algorithm 1; the released program's rule is `selection="reference"` (octopus.md §3.4).
-Differences from the released program, all in the building of rows, not in the choice: halves are cut in the sampled ids
-(§9.5), a half takes part only with its own complete separator and a good format, and pairs that exceed the length limit are
+Paper: arXiv 2602.08503, §3.2 and Algorithm 1; the released program's rule is `selection="reference"` (docs/method.md §3).
+Differences from the released program, all in the building of rows, not in the choice: halves are cut in the sampled ids,
+a half takes part only with its own complete separator and a good format, and pairs that exceed the length limit are
 left out *before* the choice.
 
 Pairs of indices are chosen first; only the chosen ones are built.
@@ -84,7 +84,7 @@ def select_random(pools: Pools, right: Sequence[bool], target: int, rng: np.rand
 
 
 def select_reference(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Provenance]:
-    """The released program's rule (octopus.md §3.4): h wc, h cc, one cw, ww, more cw, leftovers, at last repeated natives.
+    """The released program's rule: h wc, h cc, one cw, ww, more cw, leftovers, at last repeated natives.
 
     h = (wrong natives) // 2. A repeated native i is the pair (i, i).
     """

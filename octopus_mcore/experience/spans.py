@@ -2,7 +2,7 @@
 
 The tokenizer of Qwen, and ours of the digits, is byte-level BPE: every token is a fixed string of bytes and a response is their
 concatenation. So the tags are looked for in bytes, and byte offsets are carried back to token indices; nothing is encoded again
-(octopus.md §9.5). `}\\n\\n` may be one token: then the blank line in front of the separator belongs to the first attempt,
+(docs/method.md §1). `}\\n\\n` may be one token: then the blank line in front of the separator belongs to the first attempt,
 which is what was sampled.
 """
 
@@ -23,7 +23,7 @@ SEPARATOR = "\n\n<self-correction>\n</self-correction>\n\n"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-"""Tokens that mean pixels to the model; a response must not hold one (DESIGN §6, shape 7)."""
+"""Tokens that mean pixels to the model; a response must not hold one (docs/method.md §2)."""
 
 _TAGS = re.compile(rb"(<self-correction>\s*</self-correction>)\s*")
 _UNREADABLE = "\ufffd".encode()

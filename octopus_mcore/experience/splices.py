@@ -13,7 +13,7 @@ def splice_log_ratios(group: Group, log_probs: Sequence[np.ndarray]) -> np.ndarr
     """log ρ of each synthesised rollout, float64 [synthesised], in group order.
 
     ρ = π(o2ⱼ | x, o1ᵢ) / π(o2ⱼ | x, o1ⱼ), both under the policy before the step: the weight by which the splice is off-policy
-    (octopus.md §9.3, item 3). It costs no extra forward pass. 0 for a repeated native (`reference` selection), which may
+    (docs/method.md §3). It costs no extra forward pass. 0 for a repeated native (`reference` selection), which may
     have no correction at all.
 
     Args:

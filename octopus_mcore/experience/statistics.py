@@ -1,7 +1,7 @@
 """What a set of rollouts says about self-correction. One definition for training, the buffer and evaluation.
 
 Counts add up over ranks; `rates` turns them into shares. A gap between the attempts alone can be faked by a first attempt
-that fails on purpose (reward hacking, octopus.md §8.5), so every table that shows `gap` or `repair_rate` shows
+that fails on purpose (reward hacking, paper Fig. 5b), so every table that shows `gap` or `repair_rate` shows
 `first_accuracy` beside it.
 """
 

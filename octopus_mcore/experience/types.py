@@ -2,7 +2,7 @@
 
 Everything here is immutable. A buffer stage builds new groups with `dataclasses.replace`; nothing edits a rollout in place, so
 a journalled rollout and the one that is trained on are the same object. Token ids are exactly those that the engine sampled: no
-function of this project decodes and re-encodes them on the way to the loss (DESIGN contract 1).
+function of this project decodes and re-encodes them on the way to the loss (docs/architecture.md, «What does not bend», 1).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Rollout:
         """Behaviour log-probs of all tokens, float32 [len(token_ids)].
 
         Raises:
-            ValueError: some span's log-probs belong to another context (DESIGN contract 2).
+            ValueError: some span's log-probs belong to another context (docs/architecture.md, «What does not bend», 2).
         """
         stale = [span for span in self.spans if not span.behaviour_valid]
         if stale:

@@ -13,7 +13,7 @@ _CORRECTION_TAG = re.compile(r"</?self-correction>")
 
 def well_formatted(attempt: str) -> bool:
     r"""Whether an attempt is `<think>…</think>…\boxed{…}…`: one think block at its start, a closed box behind it
-    (octopus.md §2.2).
+    (docs/rewards.md).
 
     An empty box passes, the reward table has its own cap for it. A self-correction tag behind the think block does not
     pass: it is the rest of a separator that is broken or that nothing follows, or a further correction.

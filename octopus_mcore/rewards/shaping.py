@@ -2,7 +2,7 @@
 nothing.
 
 Paper Eq. 6 with SRPO's table: r_sc = (1 − w)·r' + w·min(format of both attempts), and the caps of the released program
-(octopus.md §2.2). With the default table r' = r(o2) − r(o1)/4.
+(docs/rewards.md). With the default table r' = r(o2) − r(o1)/4.
 """
 
 from __future__ import annotations

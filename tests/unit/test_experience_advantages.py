@@ -35,7 +35,7 @@ def by_label(labels, mode="group"):
     ],
 )
 def test_group_advantages_that_the_reward_table_implies(counts, expected):
-    """octopus.md §5; the first is the 4 cc + 4 ww group after the released rule."""
+    """What the table of docs/rewards.md implies; the first is the 4 cc + 4 ww group after the released rule."""
     found = by_label([label for label, number in counts.items() for _ in range(number)])
     for label, value in expected.items():
         assert found[label] == pytest.approx(value, abs=0.006)
@@ -85,7 +85,7 @@ def test_invalid_rollouts_neither_count_nor_learn(mode):
 
 
 def test_strata_do_not_push_right_corrections_down():
-    """The baseline leak of octopus.md §9.3: −0.37 for cc beside two wc under the shared mean, 0 within its own stratum."""
+    """The baseline leak of docs/method.md §8: −0.37 for cc beside two wc under the shared mean, 0 within its own stratum."""
     labels = ["cc"] * 14 + ["wc"] * 2
     assert by_label(labels)["cc"] < -0.3
     assert by_label(labels, "stratified") == {"cc": 0.0, "wc": 0.0}

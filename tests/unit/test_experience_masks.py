@@ -51,7 +51,7 @@ def test_no_mask_trains_and_holds_everything():
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.sampled_from(PAIRS), min_size=2, max_size=4), st.integers(0, 3), st.integers(0, 3))
 def test_mask_sum_is_the_correction_with_its_end_token_for_native_and_spliced_alike(labels, i, j):
-    """octopus.md §9.5; the released program is off by one here on spliced rows (§4)."""
+    """The released program is off by one here on spliced rows (docs/method.md §9)."""
     natives = group_of(labels).natives
     rollout = splice(natives, Provenance(i % len(labels), j % len(labels)), pair_judgement)
     source = natives[j % len(labels)]

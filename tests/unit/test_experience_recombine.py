@@ -125,8 +125,8 @@ def test_random_ignores_labels():
         (["cc"] * 7 + ["ww"], (0, 0, 7, 1), 7),
     ],
 )
-def test_released_rule_yields_the_table_of_the_specification(labels, expected, positives):
-    """octopus.md §3.5."""
+def test_released_rule_yields_what_the_released_program_was_seen_to_choose(labels, expected, positives):
+    """What a port of the released selection chose in 2000 draws."""
     for seed in range(5):
         group = run(group_of(labels), selection="reference", seed=seed)
         assert spliced_labels(group) == expected
@@ -134,7 +134,7 @@ def test_released_rule_yields_the_table_of_the_specification(labels, expected, p
 
 
 def test_released_rule_on_an_all_right_group_with_one_repair():
-    """7 cc + 1 wc: 8 of the 64 pairs are wc, so one of eight on average (octopus.md §3.5)."""
+    """7 cc + 1 wc: 8 of the 64 pairs are wc, so one of eight on average."""
     counts = [spliced_labels(run(group_of(["cc"] * 7 + ["wc"]), selection="reference", seed=seed)) for seed in range(120)]
     assert all(wc + cc == 8 for wc, cc, _, _ in counts)
     assert np.mean([wc for wc, *_ in counts]) == pytest.approx(1, abs=0.3)

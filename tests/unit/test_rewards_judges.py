@@ -38,7 +38,7 @@ from octopus_mcore.rewards.judges import (
     ],
 )
 def test_math(answer, truth, equal):
-    """The lines with B are those of octopus.md §2.2 (there with mathruler)."""
+    """The lines with B are what the released program's mathruler says too."""
     assert math_equal(answer, truth) is equal
 
 

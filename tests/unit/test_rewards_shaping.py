@@ -28,7 +28,7 @@ def reward(text: str, config: RewardConfig = AS_RELEASED, finish_reason: str = "
     ],
 )
 def test_reward_table_of_the_paper(first, correction, total):
-    """octopus.md §2.1, well formatted."""
+    """Paper Eq. 6, well formatted attempts (docs/rewards.md)."""
     assert reward(first + SEPARATOR + correction) == pytest.approx(total)
 
 
@@ -50,7 +50,7 @@ EDGES = {
 
 @pytest.mark.parametrize("name", EDGES)
 def test_edge_values_of_the_released_program(name):
-    """octopus.md §2.2 [RUN]."""
+    """Measured by running the released reward function (docs/rewards.md, «Caps»)."""
     text, total = EDGES[name]
     assert reward(text, finish_reason="length" if "cut" in name else "stop") == pytest.approx(total)
 
@@ -63,7 +63,7 @@ def test_a_further_correction_earns_the_configured_reward_by_default():
 
 
 def test_the_cap_on_repetition_fires():
-    """In the released program it never does: its first half still ends in the opening tag (octopus.md §2.4)."""
+    """In the released program it never does: its first half still ends in the opening tag (docs/method.md §9)."""
     assert reward(RIGHT + SEPARATOR + RIGHT) == pytest.approx(0.9 * 0.5 + 0.1)
     assert native(RIGHT + SEPARATOR + RIGHT, config=AS_RELEASED).judgement.parts["identical"] == 1
     assert native(RIGHT + SEPARATOR + attempt("42", "other"), config=AS_RELEASED).judgement.parts["identical"] == 0
