@@ -307,7 +307,7 @@ class CheckpointConfig(Section):
     every: int = Field(default=0, ge=0)
     """Save after every so many steps; 0 saves only at a phase's end."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints of a phase to keep (the phase's last and best ones are always kept)."""
+    """Newest checkpoints of a phase to keep; the weights of the best evaluation are exported to `best/` besides."""
     best_by: str | None = None
     """Metric `<set>/T<temperature>/<name>` of the in-training evaluation whose maximum marks the best checkpoint."""
 

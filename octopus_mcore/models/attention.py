@@ -20,8 +20,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import divide
 from torch.nn.functional import scaled_dot_product_attention
 
-_MAX_PADDED_SHARE = 1.25
-"""A batch of nodes may hold this much more than its longest-first neighbours need before a new batch is opened."""
+_MAX_PADDED_AREA = 1.5625
+"""A padded batch may compute so many times the query-key pairs that its nodes have: a quarter more in each direction."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class NodeBatch:
 
 
 def plan_batches(nodes: list[Node]) -> list[NodeBatch]:
-    """Nodes sorted by size and cut into batches whose padding stays below a quarter."""
+    """Nodes sorted by size and cut into batches of bounded padding (`_MAX_PADDED_AREA`)."""
     return [_node_batch(batch) for batch in _similar_nodes(nodes)]
 
 
@@ -88,7 +88,7 @@ def _similar_nodes(nodes: list[Node]) -> Iterator[list[Node]]:
             longest = max(node.end - node.start, *(other.end - other.start for other in batch))
             widest = max(node.prefix, *(other.prefix for other in batch)) + longest
             padded = (len(batch) + 1) * longest * widest
-            if bool(node.ancestors) != bool(batch[0].ancestors) or padded > _MAX_PADDED_SHARE**2 * (used + size):
+            if bool(node.ancestors) != bool(batch[0].ancestors) or padded > _MAX_PADDED_AREA * (used + size):
                 yield batch
                 batch, used = [], 0
         batch.append(node)

@@ -81,7 +81,7 @@ class _Bucket:
 
 
 class WeightExporter:
-    """Streams the current weights as Hugging Face tensors, bucket by bucket (DESIGN §6, shape 8).
+    """Streams the current weights as Hugging Face tensors, bucket by bucket.
 
     The schedule (which stage owns which parameter, in which bucket) is agreed once, when the exporter is made, before any other
     collective. Each bucket costs one gather over the tensor-parallel ranks and one broadcast over the pipeline; the peak is

@@ -1,4 +1,4 @@
-"""The one form in which tokens enter a model: flat tokens with explicit positions and subtree ends (DESIGN §6, shape 1)."""
+"""The one form in which tokens enter a model: flat tokens with explicit positions and subtree ends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Weight maps as data: each entry ties one Megatron parameter to its Hugging Face tensors, in both directions, pure on tensors.
 
-Loading, streaming to engines, export and tests all use the same entries (DESIGN contract 3). `to_megatron` and `to_hf` convert
+Loading, streaming to engines, export and tests all use the same entries. `to_megatron` and `to_hf` convert
 full tensors; `split` and `merge` cut a full Megatron tensor for tensor parallelism and put it together again.
 """
 

@@ -100,7 +100,7 @@ def _finish(
     role: Role, head: HeadSettings, function: TokenFunction, numbers: Sequence[int], batch: MicroBatch, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """The schedule's loss function. With `calculate_per_token_loss` and a token count of 0, neither the schedule nor DDP nor
-    the final gradient scaling divides by anything: the loss is already normalised (DESIGN §6, shape 5)."""
+    the final gradient scaling divides by anything: the loss is already normalised."""
     flat = hidden.squeeze(1)
     if role.model.config.sequence_parallel:
         # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.

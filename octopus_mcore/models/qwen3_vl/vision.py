@@ -14,7 +14,7 @@ from octopus_mcore.models.qwen3_vl.config import ModelShape
 class VisionTower(torch.nn.Module):
     """Pixels of a micro-batch's distinct images → merged features and deepstack features on every tensor-parallel rank.
 
-    Each rank computes a contiguous run of images, balanced by patches, and the features are gathered (DESIGN §6, shape 10). The
+    Each rank computes a contiguous run of images, balanced by patches, and the features are gathered. The
     decoder behind it is sequence-parallel wherever there are several ranks, so the gradient that arrives on a rank is a partial
     sum: the gather's backward pass adds it up for the rank that computed the image, and `sequence_parallel` on the parameters
     makes Megatron add the ranks' parameter gradients once. Clipping and checkpoints count replicated parameters once by
