@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -13,14 +11,21 @@ from octopus_mcore.config.schema import LossConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.denominators import Denominators, count_denominators, total_weight
-from octopus_mcore.policy.losses import kl_loss, nll_loss, policy_loss
+from octopus_mcore.policy.losses import Stats, kl_loss, nll_loss, policy_loss
 
-Record = dict[str, Any]
+
+@dataclass(frozen=True)
+class LossRecord:
+    """What a training micro-batch hands back: its shares of the global loss and of its terms by name, which add up over micro-batches
+    and ranks, and its statistics (`policy.losses`)."""
+
+    losses: dict[str, torch.Tensor]
+    stats: Stats
 
 
 def measure(
     numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
-) -> tuple[torch.Tensor, Record]:
+) -> tuple[torch.Tensor, dict[int, np.ndarray]]:
     """Hands the log-probs back, row by row: record {row number: float32 [selected tokens]}."""
     rows = batch.selected_row.cpu().numpy()
     values = log_probs.detach().float().cpu().numpy()
@@ -52,7 +57,7 @@ class PolicyObjective:
 
     def __call__(
         self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Record]:
+    ) -> tuple[torch.Tensor, LossRecord]:
         """The micro-batch's share of the loss, and its statistics."""
         device = log_probs.device
         rows = [self._signals[number] for number in numbers]
@@ -71,7 +76,7 @@ class PolicyObjective:
             entropy=entropy,
         )
         loss = loss / self.denominators.policy(self._config)
-        stats["policy_loss"] = _share(loss)
+        losses = {"policy_loss": loss}
         if self._config.kl_coefficient > 0:
             reference = [_or_zeros(row.reference_log_probs, row) for row in rows]
             kl, kl_stats = kl_loss(
@@ -81,9 +86,10 @@ class PolicyObjective:
                 mask=flat([row.signal.kl_mask for row in rows], torch.bool),
             )
             kl = self._config.kl_coefficient * kl / self.denominators.kl
-            stats |= kl_stats | {"kl_loss": _share(kl)}
+            losses["kl_loss"] = kl
+            stats |= kl_stats
             loss = loss + kl
-        return loss, {**stats, "loss": _share(loss)}
+        return loss, _record({**losses, "loss": loss}, stats)
 
 
 class SupervisedObjective:
@@ -100,23 +106,23 @@ class SupervisedObjective:
 
     def __call__(
         self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Record]:
+    ) -> tuple[torch.Tensor, LossRecord]:
         """The micro-batch's share of the loss, and its statistics."""
         chosen = [self._weights[number][self._weights[number] != 0] for number in numbers]
         weights = torch.from_numpy(np.concatenate([*chosen, np.zeros(0, dtype=np.float32)])).to(log_probs.device)
         loss, stats = nll_loss(log_probs=log_probs, weights=weights)
         loss = loss / self._total
-        return loss, {**stats, "loss": _share(loss)}
+        return loss, _record({"loss": loss}, stats)
 
 
 def _selection(signal: TrainingSignal, config: LossConfig) -> np.ndarray:
     return signal.policy_mask | signal.kl_mask if config.kl_coefficient > 0 else signal.policy_mask
 
 
-def _share(loss: torch.Tensor) -> torch.Tensor:
-    """A micro-batch's share of the global loss as a statistic that adds up:
-    its sum is the loss, whatever the number of shares."""
-    return torch.stack([loss.detach().double(), torch.zeros_like(loss, dtype=torch.float64)])
+def _record(losses: dict[str, torch.Tensor], stats: Stats) -> LossRecord:
+    return LossRecord(
+        {name: value.detach().double().cpu() for name, value in losses.items()}, {k: v.cpu() for k, v in stats.items()}
+    )
 
 
 def _or_zeros(values: np.ndarray | None, row: RowSignal) -> np.ndarray:

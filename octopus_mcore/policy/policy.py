@@ -13,8 +13,8 @@ from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.loading import WeightExporter
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
-from octopus_mcore.policy.losses import add_stats
-from octopus_mcore.policy.objectives import PolicyObjective, SupervisedObjective, measure
+from octopus_mcore.policy.losses import add_stats, means
+from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
 from octopus_mcore.policy.packing import plan_micro_batches
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
 from octopus_mcore.policy.rows import Row
@@ -24,10 +24,10 @@ from octopus_mcore.runtime.world import World
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """One optimizer update: the loss of the global mini-batch, its means (see `policy.losses`),
-    gradient norm and learning rate."""
+    """One optimizer update of a global mini-batch: `losses` holds `loss` and its terms, `means` the statistics of `policy.losses`,
+    then gradient norm and learning rate."""
 
-    loss: float
+    losses: Mapping[str, float]
     means: Mapping[str, float]
     grad_norm: float
     learning_rate: float
@@ -92,23 +92,20 @@ class Policy:
         records = self._run(rows, objective, temperature)
         grad_norm = apply_update(self.optimizer, learning_rate)
         self.version += 1
-        stats = add_stats(*(record for part in self._world.all_gather(records) for record in part))
-        loss = float(stats["loss"][0])
-        averages = {name: float(total / count) for name, (total, count) in stats.items() if count > 0}
-        return UpdateReport(loss, averages, grad_norm, learning_rate)
+        gathered = [record for part in self._world.all_gather(records) for record in part]
+        losses = {name: float(sum(record.losses[name] for record in gathered)) for name in gathered[0].losses}
+        return UpdateReport(losses, means(add_stats(*(record.stats for record in gathered))), grad_norm, learning_rate)
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:
         """The current weights as Hugging Face tensors (see `WeightExporter.stream`)."""
         return self._exporter.stream(target)
 
-    def _run(self, rows: Sequence[Row], objective: TokenFunction, temperature: float) -> list:
-        """Forward and backward; the statistics, on tensor rank 0 of the last stage only, so that they are counted once."""
+    def _run(self, rows: Sequence[Row], objective: TokenFunction, temperature: float) -> list[LossRecord]:
+        """Forward and backward; the records, on tensor rank 0 of the last stage only, so that they are counted once."""
         head = HeadSettings(temperature, self._banned, with_entropy=True)
         work = self._plan(rows, objective.selections)
         records = run_pass(self.main, work, objective, head, self._images, self._world, forward_only=False)
-        if self._world.tensor_rank != 0:
-            return []
-        return [{name: pair.cpu() for name, pair in record.items()} for record in records]
+        return records if self._world.tensor_rank == 0 else []
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         plan = plan_micro_batches(

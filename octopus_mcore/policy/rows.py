@@ -55,7 +55,15 @@ def pack_rows(rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size:
         selections: for each row, bool [response length]: the response tokens whose log-prob is wanted.
         merge_size: spatial merge size of the vision tower.
         multiple_of: the flat length is padded to a multiple of this with a row that nothing selects.
+
+    Raises:
+        ValueError: a selection has another length than its row's response.
     """
+    for row, chosen in zip(rows, selections, strict=True):
+        if len(chosen) != row.response_length:
+            raise ValueError(
+                f"row {row.name}: the selection has {len(chosen)} entries for {row.response_length} response tokens"
+            )
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     ends = np.cumsum(lengths)
     total = max(int(ends[-1]) if len(rows) else 0, 1)

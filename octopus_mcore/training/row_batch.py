@@ -100,7 +100,7 @@ def update_metrics(reports: Sequence[UpdateReport]) -> dict[str, float]:
     if not reports:
         return {"train/updates": 0.0}
     gathered: list[Mapping[str, float]] = [
-        {**report.means, "loss": report.loss, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
+        {**report.means, **report.losses, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
         for report in reports
     ]
     names = {name for values in gathered for name in values}

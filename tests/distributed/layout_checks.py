@@ -95,7 +95,7 @@ def gradients_and_update(checkpoint: str, layout: Layout, freeze_vision: bool = 
         report = policy.update(batch.rows, policy_objective(batch, loss), TEMPERATURE, learning_rate=0.1)
         gradients = _gradients(policy, world) if layout.data == 1 else None
         return {
-            "loss": report.loss,
+            "losses": dict(report.losses),
             "grad_norm": report.grad_norm,
             "means": dict(report.means),
             "gradients": gradients,

@@ -23,7 +23,7 @@ def _updates(policy: Policy, first: int, last: int) -> list[tuple[float, float]]
         batch = tiny_batch(step, COUNTS, prefix=f"step {step} ")
         objective = policy_objective(batch, LossConfig(kind="grpo"))
         report = policy.update(batch.rows, objective, 1.0, learning_rate=1e-3)
-        results.append((report.loss, report.grad_norm))
+        results.append((report.losses["loss"], report.grad_norm))
     return results
 
 

@@ -91,7 +91,7 @@ def test_gradients_and_update_equal_the_single_rank(layout: Layout, single_rank:
     """Loss, norm, statistics, every gradient and every updated weight; vision tower, deepstack and tied embedding included."""
     checkpoint, expected = single_rank
     for rank, result in enumerate(pool.run(layout.ranks, gradients_and_update, checkpoint, layout)):
-        assert result["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert result["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert result["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
         assert result["means"] == pytest.approx(expected["means"], abs=1e-5)
         for kind in ("gradients", "weights"):
@@ -134,7 +134,8 @@ def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
             difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]
             total = total + 0.5 * (difference.exp() - difference - 1).mean() / len(rows)
     total.backward()
-    assert result["loss"] == pytest.approx(float(total), abs=1e-5)
+    assert result["losses"]["loss"] == pytest.approx(float(total), abs=1e-5)
+    assert result["losses"]["policy_loss"] + result["losses"]["kl_loss"] == pytest.approx(float(total), abs=1e-5)
     for name, parameter in model.named_parameters():
         if name in result["gradients"]:
             scale = max(float(parameter.grad.abs().max()), 1e-3)

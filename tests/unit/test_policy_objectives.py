@@ -63,7 +63,7 @@ def partitions(count: int, data: st.DataObject) -> list[list[int]]:
 
 
 def run(objective, rows: list[Row], table: torch.Tensor, micro_batches: list[list[int]]):
-    """Summed loss, its gradient by token id, summed statistics: what the pipeline schedule makes of an objective."""
+    """Summed loss, its gradient by token id, summed statistics, summed shares of the loss: what the pipeline schedule makes of an objective."""
     losses, records = [], []
     for numbers in micro_batches:
         batch = pack_rows([rows[i] for i in numbers], [objective.selections[i] for i in numbers], merge_size=2)
@@ -72,7 +72,8 @@ def run(objective, rows: list[Row], table: torch.Tensor, micro_batches: list[lis
         losses.append(loss)
         records.append(record)
     total = torch.stack(losses).sum()
-    return total.detach(), torch.autograd.grad(total, table)[0], add_stats(*records)
+    shares = {name: float(sum(record.losses[name] for record in records)) for name in records[0].losses}
+    return total.detach(), torch.autograd.grad(total, table)[0], add_stats(*(record.stats for record in records)), shares
 
 
 def assert_same(found, expected) -> None:
@@ -81,6 +82,7 @@ def assert_same(found, expected) -> None:
     assert found[2].keys() == expected[2].keys()
     for name, pair in found[2].items():
         torch.testing.assert_close(pair, expected[2][name], rtol=1e-12, atol=1e-12)
+    assert found[3] == pytest.approx(expected[3], abs=1e-12)
 
 
 # -- policy loss ----------------------------------------
@@ -121,17 +123,12 @@ def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed):
 
 
 def test_shares_of_the_loss_add_up_to_the_loss():
-    """Each share counts nothing, so that adding shares never turns the loss into a mean over micro-batches."""
     lengths = [3, 5, 0, 4]
     rows, objective = make_rows(lengths), PolicyObjective(LossConfig(kl_coefficient=0.3), make_signals(lengths, 1))
-    total, _, stats = run(objective, rows, log_prob_table(rows, 1), [[0], [1, 2], [3], []])
-    assert {name: float(stats[name][1]) for name in ("loss", "policy_loss", "kl_loss")} == dict.fromkeys(
-        ("loss", "policy_loss", "kl_loss"), 0.0
-    )
-    assert float(stats["loss"][0]) == pytest.approx(float(total), abs=1e-12)
-    assert float(stats["policy_loss"][0] + stats["kl_loss"][0]) == pytest.approx(float(total), abs=1e-12)
-    assert float(stats["kl_loss"][0]) != 0
-    assert "loss" not in means(stats)
+    total, _, _, shares = run(objective, rows, log_prob_table(rows, 1), [[0], [1, 2], [3], []])
+    assert shares["loss"] == pytest.approx(float(total), abs=1e-12)
+    assert shares["policy_loss"] + shares["kl_loss"] == pytest.approx(float(total), abs=1e-12)
+    assert shares["kl_loss"] != 0
 
 
 def test_only_tokens_that_the_loss_reads_are_selected():
@@ -150,7 +147,7 @@ def test_kl_tokens_without_reference_are_refused_and_others_need_none():
     signals = [replace(row, reference_log_probs=None) for row in make_signals(lengths, 0)]
     free = [replace(row, signal=replace(row.signal, kl_mask=none)) for row in signals]
     run(PolicyObjective(LossConfig(), signals), rows, table, [[0, 1]])
-    assert float(run(PolicyObjective(LossConfig(kl_coefficient=0.1), free), rows, table, [[0, 1]])[2]["kl_loss"][0]) == 0
+    assert float(run(PolicyObjective(LossConfig(kl_coefficient=0.1), free), rows, table, [[0, 1]])[3]["kl_loss"]) == 0
     held = replace(free[1], signal=replace(free[1].signal, kl_mask=~none))
     with pytest.raises(ValueError, match="KL tokens but no reference log-probs"):
         run(PolicyObjective(LossConfig(kl_coefficient=0.1), [free[0], held]), rows, table, [[0, 1]])
@@ -167,13 +164,13 @@ def test_supervised_loss_is_the_weighted_mean_however_it_is_split(lengths, seed,
     weights[0][0] = 0.25
     rows = make_rows(lengths)
     table = log_prob_table(rows, seed)
-    total, gradient, stats = run(SupervisedObjective(weights), rows, table, partitions(len(rows), data))
+    total, gradient, stats, shares = run(SupervisedObjective(weights), rows, table, partitions(len(rows), data))
     by_token = torch.zeros_like(table)
     for row, values in zip(rows, weights, strict=True):
         by_token[row.token_ids[row.prompt_length :]] = torch.from_numpy(values).to(table.dtype)
     torch.testing.assert_close(gradient, -by_token / by_token.sum(), rtol=0, atol=1e-12)
     torch.testing.assert_close(total, (gradient * table).sum().detach(), rtol=0, atol=1e-12)
-    assert float(stats["loss"][0]) == pytest.approx(means(stats)["nll"]) == pytest.approx(float(total))
+    assert shares["loss"] == pytest.approx(means(stats)["nll"]) == pytest.approx(float(total))
 
 
 def test_measuring_hands_every_row_its_own_log_probs():

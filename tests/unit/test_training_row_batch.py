@@ -218,8 +218,8 @@ def test_engine_mismatch_is_measured_on_natives(error):
 
 
 def test_update_metrics_are_means_over_the_updates_that_have_them():
-    first = UpdateReport(loss=1.0, means={"ratio": 1.0, "kl": 0.5}, grad_norm=2.0, learning_rate=0.1)
-    second = UpdateReport(loss=3.0, means={"ratio": 2.0}, grad_norm=4.0, learning_rate=0.2)
+    first = UpdateReport(losses={"loss": 1.0}, means={"ratio": 1.0, "kl": 0.5}, grad_norm=2.0, learning_rate=0.1)
+    second = UpdateReport(losses={"loss": 3.0}, means={"ratio": 2.0}, grad_norm=4.0, learning_rate=0.2)
     assert update_metrics([first, second]) == pytest.approx(
         {
             "train/ratio": 1.5,

@@ -47,6 +47,10 @@ def load_hf_config(path: str) -> Qwen3VLConfig:
         "text_config.rope_parameters.rope_type": (hf.text_config.rope_parameters.get("rope_type", "default"), "default"),
         "text_config.rope_parameters.mrope_interleaved": (hf.text_config.rope_parameters.get("mrope_interleaved", True), True),
     }
+    if "mrope_section" not in hf.text_config.rope_parameters:
+        raise ValueError(
+            f"{path}/config.json: text_config.rope_parameters has no mrope_section (frequencies of time, height, width)"
+        )
     for field, (found, wanted) in expected.items():
         if found != wanted:
             raise ValueError(f"{path}/config.json: {field} is {found!r}; only {wanted!r} is supported")
