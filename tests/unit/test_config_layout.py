@@ -60,6 +60,14 @@ def test_each_violation_names_its_keys(override: str, keys: list[str]) -> None:
     assert any(all(key in violation for key in keys) for violation in violations), violations
 
 
+def test_a_micro_batch_must_hold_the_longest_row_after_its_padding() -> None:
+    """Under tensor parallelism a micro-batch is padded to a multiple of the ranks: an odd budget holds one token less."""
+    odd = ("data.max_prompt_tokens=8143", "batch.max_tokens_per_micro_batch=8191")
+    assert found(*odd) == []
+    assert all("8191 tokens" in line and "parallel.tensor=2" in line for line in found(*odd, "parallel.tensor=2"))
+    assert len(found(*odd, "parallel.tensor=2")) == 2
+
+
 def test_batches_must_divide_among_the_data_parallel_ranks() -> None:
     violations = found("parallel.data=8")
     assert len(violations) == 1 and "phases.stage1" in violations[0] and "4 groups per update" in violations[0]
