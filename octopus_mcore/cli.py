@@ -83,6 +83,7 @@ def evaluate(
         if output is not None:
             # A rate of nothing is NaN, which JSON does not know.
             defined = {name: None if value != value else value for name, value in metrics.items()}
+            output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(defined, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ the data order does not depend on how the indices are cut into calls or over ran
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,8 @@ class RowSource:
         question = text_field(record, self.question_key)
         _check_markers(question, len(images), record.at(self.question_key))
         metadata = {key: record.get(key) for key in self.metadata_keys}
+        for key, value in metadata.items():
+            _check_json(value, record.at(key))
         return Row(uid, question, answer, images, metadata)
 
     def check_rows(self, read: Callable[[Record], Row]) -> None:
@@ -172,6 +175,14 @@ def text_field(record: Record, key: str, numbers: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"{record.at(key)}: the text is no valid Unicode, no tokenizer reads it: {error}") from error
     return value
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Metadata are journalled with the rollouts. Raises `RowError` for what JSON cannot hold, before training."""
+    try:
+        json.dumps(value).encode()
+    except (TypeError, ValueError) as error:
+        raise RowError(f"{where}: metadata must be what JSON can hold, found {type(value).__name__} ({error})") from error
 
 
 def _check_markers(question: str, images: int, place: str) -> None:

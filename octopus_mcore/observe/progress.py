@@ -90,7 +90,7 @@ class Progress:
     def note(self, message: RenderableType) -> None:
         """Prints something that stays, above the live line. Only on the main rank."""
         if self._main:
-            self._console.print(message)
+            self._console.print(message, markup=False, highlight=False)
         if self._live is not None:
             self._live.refresh()
 

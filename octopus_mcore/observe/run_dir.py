@@ -95,8 +95,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         text = resolved_yaml(config)
         if self.config_file.is_file() and self.config_file.read_text(encoding="utf-8") != text:
-            taken = len(list(self.path.glob("config.*.yaml")))
-            self.config_file.rename(self.path / f"config.{taken + 1}.yaml")
+            taken = [int(file.suffixes[0][1:]) for file in self.path.glob("config.*.yaml") if file.suffixes[0][1:].isdigit()]
+            self.config_file.rename(self.path / f"config.{max(taken, default=0) + 1}.yaml")
         write_atomically(self.config_file, text)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

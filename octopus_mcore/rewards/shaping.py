@@ -23,7 +23,7 @@ def pair_judgement(
 
     Parts: `accuracy` (final answer), `format` (the worse of both attempts), `shaped` (r' after its caps, or the accuracy under
     `shaping="accuracy"`), and `FLAGS`. Without a correction r' is accuracy − `no_correction_penalty`. With more than one,
-    the total is `extra_correction_reward` unless that is null.
+    the total is at most `extra_correction_cap` unless that is null.
     """
     attempts = (first,) if correction is None else (first, correction)
     flags = {flag: 0.0 for flag in FLAGS} | {
@@ -39,8 +39,8 @@ def pair_judgement(
         shaped, caps = _capped(first, correction, config)
         flags |= caps
     total = (1 - config.format_weight) * shaped + config.format_weight * format_part
-    if extra_corrections and config.extra_correction_reward is not None:
-        total = config.extra_correction_reward
+    if extra_corrections and config.extra_correction_cap is not None:
+        total = min(total, config.extra_correction_cap)
     return Judgement(total, {"accuracy": accuracy, "format": format_part, "shaped": shaped, **flags}, attempts)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import datetime
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -199,3 +200,11 @@ def test_files_that_cannot_be_tables(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             RowSource(tmp_path / name)
+
+
+def test_metadata_that_the_journal_cannot_hold_are_refused_before_training(tmp_path):
+    file = tmp_path / "rows.parquet"
+    row = {"problem": "1+1?", "answer": "2", "images": None, "when": datetime(2026, 1, 1)}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    with pytest.raises(RowError, match=r"rows\.parquet.*when.*JSON"):
+        RowSource(file, metadata_keys=["when"]).rows(0, 1, 0)

@@ -10,7 +10,7 @@ from octopus_mcore.rewards.shaping import FLAGS, excluded, pair_judgement
 from tests.experience_groups import attempt, native
 
 RIGHT, WRONG = attempt("42"), attempt("13")
-AS_RELEASED = RewardConfig(judge="exact", workers=0, extra_correction_reward=None)
+AS_RELEASED = RewardConfig(judge="exact", workers=0, extra_correction_cap=None)
 
 
 def reward(text: str, config: RewardConfig = AS_RELEASED, finish_reason: str = "stop") -> float:
@@ -59,7 +59,17 @@ def test_a_further_correction_earns_the_configured_reward_by_default():
     text, _ = EDGES["two corrections, the last one right"]
     judgement = native(text, config=RewardConfig(judge="exact", workers=0)).judgement
     assert judgement.total == 0.0 and judgement.parts["extra_corrections"] == 1 and judgement.valid
-    assert reward(text, RewardConfig(judge="exact", workers=0, extra_correction_reward=-0.5)) == -0.5
+    assert reward(text, RewardConfig(judge="exact", workers=0, extra_correction_cap=-0.5)) == -0.5
+
+
+def test_a_third_attempt_never_pays():
+    """Capped, not replaced: a broken first answer followed by a third attempt must not rise from its negative reward to 0."""
+    config = RewardConfig(judge="exact", workers=0)
+    grades = [AttemptGrade(correct, True, "42", str(correct)) for correct in (True, False)]
+    for first in grades:
+        for correction in (*grades, None):
+            alone = pair_judgement(first, correction, config).total
+            assert pair_judgement(first, correction, config, extra_corrections=1).total == min(alone, 0.0)
 
 
 def test_the_cap_on_repetition_fires():
