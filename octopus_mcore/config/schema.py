@@ -148,7 +148,7 @@ class RewardConfig(Section):
     bad_format_correction_cap: float = 0.5
     """Upper bound of r' when the correction is badly formatted."""
     extra_correction_cap: float | None = 0.0
-    """Upper bound of the reward of a response with more than one correction; null scores it by its first and last attempt alone."""
+    """Upper bound of the reward of a response with more than one correction; null scores it by first and last attempt alone."""
     workers: int = Field(default=1, ge=0)
     """Judge processes per rank; 0 judges in the trainer's process without a time limit."""
     timeout_seconds: float = Field(default=5.0, gt=0)

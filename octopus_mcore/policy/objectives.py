@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -16,8 +17,8 @@ from octopus_mcore.policy.losses import Stats, kl_loss, nll_loss, policy_loss
 
 @dataclass(frozen=True)
 class LossRecord:
-    """What a training micro-batch hands back: its shares of the global loss and of its terms by name, which add up over micro-batches
-    and ranks, and its statistics (`policy.losses`)."""
+    """What a training micro-batch hands back: its shares of the global loss and of its terms by name, which add up over
+    micro-batches and ranks, and its statistics (`policy.losses`)."""
 
     losses: dict[str, torch.Tensor]
     stats: Stats

@@ -24,8 +24,8 @@ from octopus_mcore.runtime.world import World
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """One optimizer update of a global mini-batch: `losses` holds `loss` and its terms, `means` the statistics of `policy.losses`,
-    then gradient norm and learning rate."""
+    """One optimizer update of a global mini-batch: `losses` holds `loss` and its terms, `means` the statistics of
+    `policy.losses`, then gradient norm and learning rate."""
 
     losses: Mapping[str, float]
     means: Mapping[str, float]

@@ -63,7 +63,7 @@ def partitions(count: int, data: st.DataObject) -> list[list[int]]:
 
 
 def run(objective, rows: list[Row], table: torch.Tensor, micro_batches: list[list[int]]):
-    """Summed loss, its gradient by token id, summed statistics, summed shares of the loss: what the pipeline schedule makes of an objective."""
+    """Summed loss, its gradient by token id, summed statistics, summed shares of the loss: what the schedule makes of it."""
     losses, records = [], []
     for numbers in micro_batches:
         batch = pack_rows([rows[i] for i in numbers], [objective.selections[i] for i in numbers], merge_size=2)
