@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from octopus_mcore.config.schema import Config
 from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.policy.checkpoint import finished_checkpoints, is_finished, read_state
@@ -18,15 +20,15 @@ def resume_state(config: Config, directory: RunDirectory) -> RunState:
             than they have run. Nothing has been changed on disk then.
     """
     finished = {folder.name: found for folder in _phase_folders(directory) if (found := finished_checkpoints(folder))}
-    for name, found in finished.items():
-        if config.run.resume == "never":
-            raise ValueError(
-                f"{directory.path} holds the checkpoint {found[-1]}, but run.resume is 'never'; "
-                "choose another run.name, or run.resume=auto to go on from it"
-            )
-        if name not in config.phases:
-            raise _changed(directory, f"it holds checkpoints of a phase {name!r}, which the configuration does not have")
     latest = next((name for name in reversed(config.phases) if name in finished), None)
+    if finished and config.run.resume == "never":
+        newest = finished[latest or next(iter(finished))][-1]
+        raise ValueError(
+            f"{directory.path} holds the checkpoint {newest}, but run.resume is 'never'; "
+            "choose another run.name, or run.resume=auto to go on from it"
+        )
+    if unknown := [name for name in finished if name not in config.phases]:
+        raise _changed(directory, f"it holds checkpoints of a phase {unknown[0]!r}, which the configuration does not have")
     if latest is None:
         return RunState()
     known = RunState.__dataclass_fields__
@@ -35,7 +37,7 @@ def resume_state(config: Config, directory: RunDirectory) -> RunState:
     return state
 
 
-def _phase_folders(directory: RunDirectory) -> list:
+def _phase_folders(directory: RunDirectory) -> list[Path]:
     root = directory.checkpoints("any").parent
     return sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
 

@@ -55,7 +55,7 @@ def test_the_newest_finished_checkpoint_of_the_latest_phase(tmp_path: Path) -> N
     checkpoint(tmp_path, "two", 1, finished=False)
     assert place(tmp_path, cold=4, one=20, two=5) == ("one", 10)
     assert place(tmp_path, cold=4, one=10, two=5) == ("one", 10)
-    with pytest.raises(ValueError, match="run.resume is 'never'"):
+    with pytest.raises(ValueError, match="one/step_000010, but run.resume is 'never'"):
         place(tmp_path, "never", cold=4, one=20)
 
 
