@@ -141,7 +141,7 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
     except RankError as error:
         brief = error.is_input_error and not os.environ.get(TRACEBACK)
-        _say(f"error: rank {error.rank}: {error.reason}" if brief else f"error: {error}")
+        _say(*(f"error: rank {error.rank}: {error.reason}", f"({TRACEBACK}=1 shows where)") if brief else (f"error: {error}",))
         raise typer.Exit(2 if error.is_input_error else 1) from None
 
 

@@ -46,7 +46,8 @@ class RuntimeConfig(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of one rank. More than one on a busy machine spins and can cost 15×."""
     timeout_minutes: float = Field(default=30.0, gt=0)
-    """Deadline of a collective; past it the process group raises on every rank that still waits, and the run ends."""
+    """Deadline of every wait between ranks: a collective, or ranks that wait for others to generate or evaluate (so more than
+    the longest generation takes). Past it the run ends; where ranks exchange results, the error names the missing ones."""
 
 
 class ParallelConfig(Section):

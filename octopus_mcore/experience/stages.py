@@ -72,6 +72,11 @@ class ExcludeInvalid(StatelessStage):
         return [group for group in kept if group.rollouts]
 
 
+def excluded_natives(group: Group) -> tuple[Rollout, ...]:
+    """The rollouts of a judged group that `ExcludeInvalid` leaves out."""
+    return tuple(rollout for rollout in group.rollouts if not judgement_of(rollout).valid)
+
+
 class Recombine(StatelessStage):
     """Octopus rollout augmentation (see `octopus_mcore.experience.recombine`)."""
 

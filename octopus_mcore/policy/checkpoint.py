@@ -52,7 +52,8 @@ def load_checkpoint(path: Path, policy: Policy, with_optimizer: bool) -> dict[st
     else:
         loaded = dist_checkpointing.load({"model": _model_state(policy)}, str(path))
         policy.main.model.load_state_dict(loaded["model"])
-        policy.optimizer.reload_model_params()
+        if policy.optimizer is not None:
+            policy.optimizer.reload_model_params()
     policy.version = state["version"]
     return state
 

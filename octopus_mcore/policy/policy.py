@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from megatron.core.optimizer import MegatronOptimizer
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
@@ -49,12 +50,13 @@ class Policy:
         self._banned = banned_token_ids
         self.main = build_role("policy", config, world, trained=True)
         self.reference: Role | None = None
-        self.optimizer = build_optimizer(self.main, config.optimizer)
+        self.optimizer: MegatronOptimizer | None = None
         self.version = 0
         self._exporter = WeightExporter(self.main.model, self.main.entries)
 
     def begin_phase(self, optimizer: OptimizerConfig, with_reference: bool) -> None:
         """A fresh optimizer; the reference, if wanted, is the policy as it is now."""
+        self.optimizer = None  # its memory goes before the new one takes its own
         self.optimizer = build_optimizer(self.main, optimizer)
         self.reference = self._copy_of_main() if with_reference else None
 
@@ -85,8 +87,12 @@ class Policy:
         """One optimizer update on a global mini-batch given whole to every rank.
 
         Raises:
+            RuntimeError: no phase has begun.
+            ValueError: a row does not fit into a micro-batch.
             NonFiniteGradient: the weights are left as they were.
         """
+        if self.optimizer is None:
+            raise RuntimeError("Policy.update before Policy.begin_phase: there is no optimizer yet")
         self.main.trained.zero_grad_buffer()
         self.optimizer.zero_grad()
         records = self._run(rows, objective, temperature)
@@ -108,6 +114,12 @@ class Policy:
         return records if self._world.tensor_rank == 0 else []
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
+        budget = self._config.batch.max_tokens_per_micro_batch // self._world.tensor_size * self._world.tensor_size
+        if too_long := [row for row in rows if len(row) > budget]:
+            raise ValueError(
+                f"row {too_long[0].name!r} has {len(too_long[0])} tokens, but batch.max_tokens_per_micro_batch allows {budget} "
+                "and a row is never cut; raise it, or leave such rows out of the data"
+            )
         plan = plan_micro_batches(
             [len(row) for row in rows],
             self._config.batch.max_tokens_per_micro_batch,

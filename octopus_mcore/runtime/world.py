@@ -33,6 +33,8 @@ class World:
     pipeline_size: int
     data_rank: int
     data_size: int
+    host_group: dist.ProcessGroup
+    timeout: timedelta
 
     @property
     def is_main(self) -> bool:
@@ -55,31 +57,38 @@ class World:
         return self.tensor_rank == 0 and self.pipeline_rank == 0
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's picklable `value`, in rank order. Collective over the world."""
+        """Every rank's picklable `value`, in rank order. Collective over the world.
+
+        Raises:
+            RuntimeError: ranks have not arrived within `runtime.timeout_minutes`; rank 0's message names them.
+        """
         if self.size == 1:
             return [value]
+        self.barrier()
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self.host_group)
         return gathered
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        """The source rank's picklable `value`. Collective over the world."""
+        """The source rank's picklable `value`. Collective over the world. Raises like `all_gather`."""
         if self.size == 1:
             return value
+        self.barrier()
         box = [value]
-        dist.broadcast_object_list(box, src=source)
+        dist.broadcast_object_list(box, src=source, group=self.host_group)
         return box[0]
 
     def barrier(self) -> None:
-        """Returns when every rank has arrived."""
+        """Returns when every rank has arrived. Raises like `all_gather`."""
         if self.size > 1:
-            dist.barrier()
+            dist.monitored_barrier(self.host_group, timeout=self.timeout, wait_all_ranks=True)
 
 
 def local_device() -> torch.device:
     """The device of this process: its CUDA device (by LOCAL_RANK) where one exists, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        # srun may show each rank one device only, whatever its local rank.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
 
 
@@ -103,8 +112,12 @@ def join_world(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[Wor
     try:
         _check_size(parallel, dist.get_world_size())
         yield _initialise_megatron(parallel, device, timeout)
-    finally:
-        _leave()
+    except BaseException:
+        # Others may be inside a collective, for which leaving would wait. This process ends, and the launcher ends theirs.
+        if dist.get_world_size() == 1:
+            _leave()
+        raise
+    _leave()
 
 
 def _check_size(parallel: ParallelConfig, size: int) -> None:
@@ -140,6 +153,8 @@ def _initialise_megatron(parallel: ParallelConfig, device: torch.device, timeout
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
+        host_group=dist.new_group(backend="gloo", timeout=timeout),
+        timeout=timeout,
     )
 
 

@@ -17,7 +17,7 @@ def resume_state(config: Config, directory: RunDirectory) -> RunState:
 
     Raises:
         ValueError: there is one, but `run.resume` is `never`; or phases were renamed, inserted, or given other numbers of steps
-            than they have run. Nothing has been changed on disk then.
+            than they have run; or the model is another one. Nothing has been changed on disk then.
     """
     finished = {folder.name: found for folder in _phase_folders(directory) if (found := finished_checkpoints(folder))}
     latest = next((name for name in reversed(config.phases) if name in finished), None)
@@ -30,10 +30,14 @@ def resume_state(config: Config, directory: RunDirectory) -> RunState:
     if unknown := [name for name in finished if name not in config.phases]:
         raise _changed(directory, f"it holds checkpoints of a phase {unknown[0]!r}, which the configuration does not have")
     if latest is None:
-        return RunState()
+        return RunState(model_path=config.model.path, freeze_vision=config.model.freeze_vision)
     known = RunState.__dataclass_fields__
     state = RunState(**{key: value for key, value in read_state(finished[latest][-1]).items() if key in known})
     _check_steps(config, directory, state)
+    for key in ("model_path", "freeze_vision"):
+        name = key.removeprefix("model_")
+        if (now := getattr(config.model, name)) != (then := getattr(state, key)):
+            raise _changed(directory, f"it was started with model.{name}={then!r}, the configuration says {now!r}")
     return state
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import RLPhaseConfig
 from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.journal import append_groups
-from octopus_mcore.experience.stages import StageContext
+from octopus_mcore.experience.stages import StageContext, excluded_natives
 from octopus_mcore.experience.statistics import rollout_statistics
+from octopus_mcore.experience.types import Group
 from octopus_mcore.policy.schedule import learning_rate
 from octopus_mcore.rewards.shaping import pair_judgement
 from octopus_mcore.training.phase import begin_phase, end_step
@@ -41,7 +43,7 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
             metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics | updates
             session.state.buffer = buffer.state_dict()
-            _journal(session, name, step, result.groups)
+            _journal(session, name, step, groups, result.groups)
             end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)
 
 
@@ -55,10 +57,13 @@ def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) 
     return update_metrics(reports)
 
 
-def _journal(session: Session, name: str, step: int, groups: tuple) -> None:
-    """Every k-th step's rollouts with spans, provenance and training signal. A repeated step replaces its file."""
+def _journal(session: Session, name: str, step: int, sampled: Sequence[Group], trained: Sequence[Group]) -> None:
+    """Every k-th step's rollouts with spans, provenance and training signal; excluded natives stand behind them, without a
+    signal. A repeated step replaces its file."""
     every = session.config.observe.rollouts_every
-    if session.world.is_main and every and step % every == 0:
-        file = session.directory.rollouts_file(name, step)
-        file.unlink(missing_ok=True)
-        append_groups(file, groups)
+    if not session.world.is_main or not every or step % every:
+        return
+    kept = {group.prompt.uid: group.rollouts for group in trained}
+    file = session.directory.rollouts_file(name, step)
+    file.unlink(missing_ok=True)
+    append_groups(file, [Group(g.prompt, (*kept.get(g.prompt.uid, ()), *excluded_natives(g))) for g in sampled])

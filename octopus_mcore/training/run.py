@@ -43,7 +43,8 @@ def train_rank(config: Config) -> None:
     with join_world(config.parallel, config.runtime) as world, ExitStack() as stack:
         _create_model(config, world)
         directory = RunDirectory.of(config.run)
-        state = resume_state(config, directory)
+        # Read once: on a shared file system, nodes may see different moments.
+        state = world.broadcast(resume_state(config, directory) if world.is_main else None)
         session = _open_session(config, world, directory, state, stack)
         for name, phase in _remaining(config, state, session):
             run = run_sft_phase if isinstance(phase, SFTPhaseConfig) else run_rl_phase
@@ -64,8 +65,9 @@ def _create_model(config: Config, world: World) -> None:
 def _open_session(config: Config, world: World, directory: RunDirectory, state: RunState, stack: ExitStack) -> Session:
     """Everything that can refuse bad input happens here, before the first step."""
     processor = Processor.from_pretrained(config.model.path, config.data.prompt_suffix, config.data.max_prompt_tokens)
-    _validate_sources(config)
-    prompts = evaluation_prompts(config, processor)
+    if world.is_main:
+        _validate_sources(config)
+    prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
     return Session(

@@ -38,14 +38,16 @@ _MOST_TOO_LONG_IN_A_ROW = 1000
 
 @dataclass
 class RunState:
-    """What resumes besides weights and optimizer:
-    the place in the run, the data cursor, the buffer's state, the best so far."""
+    """What resumes besides weights and optimizer: the place in the run, the data cursor, the buffer's state, the best so far;
+    and the settings of the model that must be the same again."""
 
     phase: str = ""
     step: int = 0
     prompts_drawn: int = 0
     buffer: Mapping[str, Any] = field(default_factory=dict)
     best: float | None = None
+    model_path: str = ""
+    freeze_vision: bool = False
 
 
 @dataclass

@@ -92,6 +92,7 @@ def gradients_and_update(checkpoint: str, layout: Layout, freeze_vision: bool = 
     loss = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, batch.images, BANNED)
+        policy.begin_phase(config.optimizer, with_reference=False)
         report = policy.update(batch.rows, policy_objective(batch, loss), TEMPERATURE, learning_rate=0.1)
         gradients = _gradients(policy, world) if layout.data == 1 else None
         return {

@@ -134,8 +134,9 @@ def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
             difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]
             total = total + 0.5 * (difference.exp() - difference - 1).mean() / len(rows)
     total.backward()
-    assert result["losses"]["loss"] == pytest.approx(float(total), abs=1e-5)
-    assert result["losses"]["policy_loss"] + result["losses"]["kl_loss"] == pytest.approx(float(total), abs=1e-5)
+    expected = float(total.detach())
+    assert result["losses"]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert result["losses"]["policy_loss"] + result["losses"]["kl_loss"] == pytest.approx(expected, abs=1e-5)
     for name, parameter in model.named_parameters():
         if name in result["gradients"]:
             scale = max(float(parameter.grad.abs().max()), 1e-3)

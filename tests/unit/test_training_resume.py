@@ -34,7 +34,8 @@ def checkpoint(tmp_path: Path, phase: str, step: int, finished: bool = True) -> 
     folder.mkdir(parents=True)
     (folder / "weights").write_text("…")
     if finished:
-        (folder / "state.json").write_text(json.dumps({"version": step, "phase": phase, "step": step, "best": 0.5}))
+        state = {"version": step, "phase": phase, "step": step, "best": 0.5, "model_path": "none"}
+        (folder / "state.json").write_text(json.dumps(state))
     return folder
 
 
@@ -81,6 +82,15 @@ def test_changed_phases_are_refused(tmp_path: Path, phases: dict[str, int], mess
     checkpoint(tmp_path, "one", 10)
     with pytest.raises(ValueError, match=message):
         place(tmp_path, **phases)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "cold", 2)
+    config = config_of(tmp_path, cold=4)
+    for change in ({"path": "other"}, {"freeze_vision": True}):
+        other = config.model_copy(update={"model": config.model.model_copy(update=change)})
+        with pytest.raises(ValueError, match=f"started with model.{next(iter(change))}="):
+            resume_state(other, RunDirectory.of(config.run))
 
 
 def test_a_half_removed_checkpoint_is_not_finished(tmp_path: Path) -> None:
