@@ -67,6 +67,7 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
     processor = Processor.from_pretrained(config.model.path, config.data.prompt_suffix, config.data.max_prompt_tokens)
     if world.is_main:
         _validate_sources(config)
+        validate_replays(config)
     prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
@@ -94,6 +95,24 @@ def _validate_sources(config: Config) -> None:
         source = load_plugin(plugin, key)
         if hasattr(source, "validate"):
             source.validate()
+
+
+def validate_replays(config: Config) -> None:
+    """Looks for the records that stand in for generation.
+
+    Raises:
+        ValueError: a step of a phase was not recorded; names the key and the file.
+    """
+    for name, phase in config.phases.items():
+        if phase.kind != "rl" or phase.rollout.replay is None:
+            continue
+        recorded = RunDirectory(Path(phase.rollout.replay))
+        files = (recorded.rollouts_file(name, step) for step in range(1, phase.steps + 1))
+        if (missing := next((file for file in files if not file.is_file()), None)) is not None:
+            raise ValueError(
+                f"phases.{name}.rollout.replay={phase.rollout.replay!r}: {missing} does not exist; name a run directory "
+                f"whose phase {name} recorded all {phase.steps} steps (observe.rollouts_every: 1)"
+            )
 
 
 def _open_log(config: Config, directory: RunDirectory, state: RunState, stack: ExitStack) -> MetricLog:
