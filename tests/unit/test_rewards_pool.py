@@ -16,7 +16,7 @@ from tests.misbehaving import behave
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = ComparisonPool(workers=2, timeout_seconds=0.5)
+    pool = ComparisonPool(workers=2, timeout_seconds=2.0)
     yield pool
     pool.close()
 
