@@ -1,7 +1,7 @@
 """Groups on disk: one JSON line per group, everything that a group holds, byte for byte.
 
-Written as `rollouts/<phase>/step_000010.jsonl` for readers, and read back for replays: ids, spans, provenance and judgements are plain
-JSON; float32 arrays (`log_probs`, `advantages`) are base64 of their little-endian bytes
+Written as `rollouts/<phase>/step_000010.jsonl` for readers, and read back for replays: ids, spans, provenance and
+judgements are plain JSON; float32 arrays (`log_probs`, `advantages`) are base64 of their little-endian bytes
 (`numpy.frombuffer(base64.b64decode(text), "<f4")`), exact and a third of the size of decimal text; masks are lists of
 half-open ranges.
 """
