@@ -19,7 +19,9 @@ NEIGHBOUR_TOLERANCE = 0.02
 Plan = list[list[list[int]]]
 
 
-def plan_micro_batches(lengths: Sequence[int], max_tokens: int, data_parallel_size: int, multiple_of: int = 1) -> Plan:
+def plan_micro_batches(
+    lengths: Sequence[int], max_tokens: int, data_parallel_size: int, multiple_of: int = 1, names: Sequence[str] | None = None
+) -> Plan:
     """Plans one mini-batch: per data-parallel rank a list of micro-batches, each an ascending list of row indices.
 
     `lengths[i]` is the number of tokens of row i; neighbouring rows are taken to share a prompt. `max_tokens` bounds the tokens
@@ -30,12 +32,13 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int, data_parallel_si
     result depends on the arguments alone.
 
     Raises:
-        ValueError: a row has no tokens or does not fit into the budget (the message names it), or a size is below 1.
+        ValueError: a row has no tokens or does not fit into the budget (named in the message, by `names` if given), or a size
+            is below 1.
     """
     if max_tokens < 1 or data_parallel_size < 1 or multiple_of < 1:
         raise ValueError(f"sizes must be at least 1; found {max_tokens=}, {data_parallel_size=}, {multiple_of=}")
     budget = max_tokens // multiple_of * multiple_of
-    _check_rows(lengths, budget, max_tokens, multiple_of)
+    _check_rows(lengths, budget, max_tokens, multiple_of, names or range(len(lengths)))
     if not lengths:
         return [[[]] for _ in range(data_parallel_size)]
     neighbours = _over_ranks(_neighbours(lengths, budget, data_parallel_size), lengths, data_parallel_size)
@@ -45,8 +48,8 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int, data_parallel_si
     return spread if fewer or lighter else neighbours
 
 
-def _check_rows(lengths: Sequence[int], budget: int, max_tokens: int, multiple_of: int) -> None:
-    for row, length in enumerate(lengths):
+def _check_rows(lengths: Sequence[int], budget: int, max_tokens: int, multiple_of: int, names: Sequence[str | int]) -> None:
+    for row, length in zip(names, lengths, strict=True):
         if length < 1:
             raise ValueError(f"row {row} has {length} tokens; a row must have at least one")
         if length > budget:

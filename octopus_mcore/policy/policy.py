@@ -114,17 +114,12 @@ class Policy:
         return records if self._world.tensor_rank == 0 else []
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
-        budget = self._config.batch.max_tokens_per_micro_batch // self._world.tensor_size * self._world.tensor_size
-        if too_long := [row for row in rows if len(row) > budget]:
-            raise ValueError(
-                f"row {too_long[0].name!r} has {len(too_long[0])} tokens, but batch.max_tokens_per_micro_batch allows {budget} "
-                "and a row is never cut; raise it, or leave such rows out of the data"
-            )
         plan = plan_micro_batches(
             [len(row) for row in rows],
             self._config.batch.max_tokens_per_micro_batch,
             self._world.data_size,
             multiple_of=self._world.tensor_size,
+            names=[row.name for row in rows],
         )
         return Pass(rows, selections, plan[self._world.data_rank])
 
