@@ -28,6 +28,7 @@ from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
+from octopus_mcore.rollout.sglang import SGLangEngine
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
 from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_tallies
@@ -161,10 +162,26 @@ def judging(session: Session, rewards: RewardConfig) -> Iterator[Judge | None]:
         yield stack.enter_context(Judge(rewards)) if session.engine is not None else None
 
 
-def embedded_engine(config: Config, world: World, processor: Processor) -> RolloutEngine | None:
-    """The replica's engine, on its leading rank only."""
+def build_engine(config: Config, world: World, processor: Processor, folder: Path, stack: ExitStack) -> RolloutEngine | None:
+    """The replica's engine, on its leading rank only. Servers that it starts write below `folder` and end with `stack`.
+
+    Raises:
+        EngineError: a server did not come up.
+    """
     if not world.is_replica_leader:
         return None
+    if config.rollout.engine == "sglang":
+        engine = SGLangEngine(
+            config.rollout.sglang,
+            config.model.path,
+            processor.images,
+            dtype=config.model.dtype,
+            device=world.device.type,
+            deterministic=config.rollout.deterministic,
+            folder=folder / f"replica-{world.data_rank}",
+        )
+        stack.callback(engine.close)
+        return engine
     return EmbeddedEngine(
         config.model.path,
         processor.images,
