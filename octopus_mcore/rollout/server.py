@@ -32,7 +32,7 @@ class EngineError(RuntimeError):
 
     def __init__(self, phase: Phase, party: str, reason: str) -> None:
         self.phase, self.party, self.reason = phase, party, reason
-        super().__init__(f"{party}, phase \"{phase}\": {reason}")
+        super().__init__(f'{party}, phase "{phase}": {reason}')
 
 
 class ServerProcess:

@@ -194,7 +194,9 @@ class SGLangServer:
         how = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "broke the connection"
         # A process that was just killed has closed its sockets before it can be waited for.
         time.sleep(0.2)
-        return EngineError(phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {self.ended() or 'it still runs'}")
+        return EngineError(
+            phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {self.ended() or 'it still runs'}"
+        )
 
     def _checked(self, phase: Phase, path: str, answer: httpx.Response) -> Any:
         if answer.status_code != 200:
@@ -348,7 +350,9 @@ class SGLangEngine:
     async def abort(self) -> None:
         """Ends all requests under way; their answers come with finish reason "abort"."""
         async with httpx.AsyncClient(trust_env=False) as client:
-            await asyncio.gather(*(client.post(f"{server._url}/abort_request", json={"abort_all": True}) for server in self._servers))
+            await asyncio.gather(
+                *(client.post(f"{server._url}/abort_request", json={"abort_all": True}) for server in self._servers)
+            )
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Answers in the order of the requests.
@@ -389,7 +393,9 @@ class SGLangEngine:
         finally:
             server.outstanding -= call.tokens
         if len(answers) != len(call.indices):
-            raise EngineError(Phase.GENERATE, server.name, f"gave {len(answers)} answers where {len(call.indices)} were asked for")
+            raise EngineError(
+                Phase.GENERATE, server.name, f"gave {len(answers)} answers where {len(call.indices)} were asked for"
+            )
         return [_generation(answer, call.request, self._version, server.name) for answer in answers]
 
     def _body(self, call: _Call, pictures: dict[str, str]) -> dict[str, Any]:
