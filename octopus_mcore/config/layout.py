@@ -92,8 +92,8 @@ def _check_sft(name: str, phase: SFTPhaseConfig, data_size: int) -> Iterator[str
 def _check_engine(data_size: int, rollout: RolloutConfig) -> Iterator[str]:
     if rollout.engine == "sglang" and rollout.sglang.urls and data_size > 1:
         yield (
-            f"rollout.sglang.urls names servers for one replica, but there are {data_size} data-parallel ranks, each with weights "
-            "of its own to send; let the run start the servers, or take parallel.data=1"
+            f"rollout.sglang.urls names servers for one replica, but there are {data_size} data-parallel ranks, which would "
+            "all send their weights to them; let the run start the servers, or take parallel.data=1"
         )
 
 

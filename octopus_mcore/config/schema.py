@@ -103,16 +103,17 @@ class SGLangConfig(Section):
     """SGLang servers: started by the run, or running elsewhere."""
 
     python: str = ".venv-sglang/bin/python"
-    """Python of the environment that holds SGLang (`make setup-engines` makes it); the trainer's own needs nothing of SGLang."""
+    """Python of the environment that holds SGLang (`make setup-engines` makes it); the trainer's own needs none of it."""
     urls: list[str] = Field(default_factory=list)
-    """Servers that run already, as `http://host:port`; the run then starts none. Every replica of the trainer needs servers of its
-    own, so this is for runs with one replica."""
+    """Servers that run already, as `http://host:port`; the run then starts none. Every replica of the trainer needs servers of
+    its own, so this is for runs with one replica."""
     engines: int = Field(default=1, ge=1)
     """Servers per replica; requests go to the one with the fewest outstanding tokens."""
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size of a server, independent of the trainer's."""
     transport: Literal["ipc", "disk"] = "ipc"
-    """How weights reach the servers: `ipc` through shared memory of the same machine, `disk` as safetensors in `weights_folder`."""
+    """How weights reach the servers: `ipc` through shared memory of the same machine, `disk` as safetensors in
+    `weights_folder`."""
     sync_bucket_mb: int = Field(default=256, ge=1)
     """Size of a bucket of weights in shared memory; a larger tensor has a bucket of its own."""
     weights_folder: str | None = None
@@ -138,8 +139,8 @@ class RolloutConfig(Section):
     sglang: SGLangConfig = Field(default_factory=SGLangConfig)
     """Settings of engine `sglang`."""
     deterministic: bool = False
-    """Responses of engine `sglang` depend on the run's seed alone. Costs its prefix cache: samples of a prompt no longer share their
-    prefill. The embedded engine always is deterministic."""
+    """Responses of engine `sglang` depend on the run's seed alone. Costs its prefix cache: samples of a prompt no longer share
+    their prefill. The embedded engine always is deterministic."""
     n: int = Field(default=8, ge=1)
     """Native rollouts per prompt."""
     temperature: float = Field(default=1.0, gt=0)

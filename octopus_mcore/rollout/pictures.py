@@ -52,7 +52,7 @@ class PictureCodec:
         return whole.astype(np.uint8)
 
     def png(self, image: ProcessedImage, salt: str) -> bytes:
-        """The picture as PNG; `salt` is written into the file as text, so the same picture under another salt has other bytes."""
+        """The picture as PNG; `salt` is written into the file as text, so a picture under another salt has other bytes."""
         note = PngInfo()
         note.add_text("salt", salt)
         buffer = io.BytesIO()

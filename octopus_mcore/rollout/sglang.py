@@ -1,15 +1,16 @@
-"""SGLang as a rollout engine. This is the one file that knows what SGLang's servers are called, told and answer.
+"""SGLang as a rollout engine. This file and `sglang_server.py` are the only ones that know what SGLang is told and answers.
 
-Servers run in a Python environment and processes of their own, or somewhere else behind URLs; the trainer speaks HTTP to them and
-imports nothing of SGLang. What the protocol promises and SGLang does not give by itself:
+Servers run in a Python environment and processes of their own, or somewhere else behind URLs; the trainer speaks HTTP to them
+and imports nothing of SGLang. What the protocol promises and SGLang does not give by itself:
 
 * A prompt travels as ids with *one* placeholder an image, which SGLang expands without decoding the rest (0.5.23,
   `compose_image_artifacts`). It returns the ids that it used; if they are not the request's, that is an error.
-* SGLang keeps image features by a hash of the image file and forgets them on no cache flush. Every picture therefore carries the
-  weight version in its bytes, so features of an older vision tower are never found.
+* SGLang keeps image features by a hash of the image file and forgets them on no cache flush. Every picture therefore carries
+  the weight version in its bytes, so features of an older vision tower are never found.
 * Log-probs are those of SGLang's temperature-scaled distribution before top-p; banned ids have a logit bias that leaves them
   probability 0, so the log-probs are those over the allowed ids.
-* SGLang's own end tokens cannot be changed for a request: a response that ends on an id that the request does not name is an error.
+* SGLang's own end tokens cannot be changed for a request: a response that ends on an id that the request does not name is an
+  error.
 """
 
 from __future__ import annotations
@@ -32,182 +33,11 @@ from octopus_mcore.models.weight_stream import WeightStream
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, ImageLookup, SamplingParams, SyncReport
 from octopus_mcore.rollout.pictures import PictureCodec
 from octopus_mcore.rollout.server import EngineError, Phase, ServerProcess, free_port
+from octopus_mcore.rollout.sglang_server import SGLangServer, launch_command
 from octopus_mcore.rollout.weight_sync import build_transport
 
-SUPPORTED_VERSION = "0.5.23"
 _BANNED_BIAS = -1e30
 """Added to a banned logit: finite because JSON knows no infinity; its probability is exactly 0 in float32 and bfloat16."""
-
-_CPU_STAND_IN = Path(__file__).with_name("sglang_cpu")
-
-
-@dataclass(frozen=True)
-class LaunchSettings:
-    """What a kind of device adds to a server's command line and environment."""
-
-    arguments: tuple[str, ...]
-    environment: Mapping[str, str]
-
-
-LAUNCH: Mapping[str, LaunchSettings] = {
-    "cuda": LaunchSettings(arguments=(), environment={}),
-    "cpu": LaunchSettings(
-        arguments=(
-            *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-            *("--disable-cuda-graph", "--disable-overlap-schedule", "--sleep-on-idle"),
-        ),
-        environment={
-            "SGLANG_USE_CPU_ENGINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            # torch.compile of the vision tower's rotary embedding needs a compiler and minutes.
-            "TORCHDYNAMO_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(_CPU_STAND_IN),
-        },
-    ),
-}
-"""Settings by the type of the device that the trainer's world chose."""
-
-
-def launch_command(
-    config: SGLangConfig, model: str, dtype: str, port: int, device: str, deterministic: bool
-) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of one server. Weights are random at start: they come by the weight stream, always."""
-    settings = LAUNCH[device]
-    command = [config.python, "-m", "sglang.launch_server", "--model-path", model, "--dtype", dtype]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(config.tensor), "--load-format", "dummy"]
-    command += ["--grammar-backend", "none", "--skip-server-warmup", "--log-level", "warning", *settings.arguments]
-    command += ["--max-total-tokens", str(config.max_total_tokens)] if config.max_total_tokens else []
-    command += ["--enable-deterministic-inference"] if deterministic else []
-    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", **settings.environment}
-    if device == "cpu" and config.tensor > 1:
-        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank) for rank in range(config.tensor))
-    return [*command, *config.arguments], environment
-
-
-class SGLangServer:
-    """One server over HTTP. Every refusal, silence or death becomes an `EngineError` that names the phase."""
-
-    def __init__(self, url: str, tensor: int, timeout_seconds: float, process: ServerProcess | None = None) -> None:
-        self.name = process.name if process is not None else url
-        self.tensor = tensor
-        self.outstanding = 0
-        self._url, self._process = url.rstrip("/"), process
-        self._timeout = httpx.Timeout(timeout_seconds, connect=10.0)
-        self._client = httpx.Client(base_url=self._url, timeout=self._timeout, trust_env=False)
-
-    def wait_ready(self, config: SGLangConfig) -> None:
-        """Returns when the server answers, runs a version that this file was written for, and serves as configured."""
-        if self._process is not None:
-            self._process.wait_until(self._answers, config.start_timeout_seconds)
-        elif not self._answers():
-            raise EngineError(Phase.START, self.name, "nothing answers /ready at this URL")
-        info = self.call(Phase.START, "GET", "/server_info")
-        if info.get("version") != SUPPORTED_VERSION and not config.allow_untested:
-            raise EngineError(
-                Phase.START,
-                self.name,
-                f"SGLang {info.get('version')} is not supported, {SUPPORTED_VERSION} is; "
-                "rollout.sglang.allow_untested=true tries it all the same",
-            )
-        if info.get("tp_size") != config.tensor:
-            raise EngineError(
-                Phase.START, self.name, f"serves with tensor size {info.get('tp_size')}, rollout.sglang.tensor={config.tensor}"
-            )
-
-    def _answers(self) -> bool:
-        try:
-            return self._client.get("/ready", timeout=5.0).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def ended(self) -> str | None:
-        """How the server's process ended; None while it runs or is not this run's."""
-        return self._process.ended() if self._process is not None else None
-
-    def call(self, phase: Phase, method: str, path: str, **body: Any) -> dict[str, Any]:
-        """One request that must succeed: HTTP status 200 and, where the answer holds a success flag, a true one."""
-        try:
-            answer = self._client.request(method, path, json=body if method == "POST" else None)
-        except httpx.TransportError as error:
-            raise self._lost(phase, path, error) from error
-        return self._checked(phase, path, answer)
-
-    async def generate(self, client: httpx.AsyncClient, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The answers to one prompt."""
-        try:
-            answer = await client.post(f"{self._url}/generate", json=body, timeout=self._timeout)
-        except httpx.TransportError as error:
-            raise self._lost(Phase.GENERATE, "/generate", error) from error
-        found = self._checked(Phase.GENERATE, "/generate", answer)
-        return found if isinstance(found, list) else [found]
-
-    def begin_update(self) -> None:
-        """Opens the server's weight update."""
-        self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
-
-    def end_update(self) -> None:
-        """Closes it: the server finishes its derived weights."""
-        self.call(Phase.SYNC, "POST", "/end_weight_update")
-
-    def load_folder(self, folder: Path, version: int) -> None:
-        """Lets the server read all weights from a checkpoint folder and forget what it cached."""
-        self.call(
-            Phase.SYNC,
-            "POST",
-            "/update_weights_from_disk",
-            model_path=str(folder),
-            load_format="auto",
-            weight_version=str(version),
-            flush_cache=True,
-        )
-
-    def load_bucket(self, handles: Sequence[bytes], version: int) -> None:
-        """Lets each tensor-parallel rank of the server copy the tensors behind its handle; returns when all have."""
-        self.call(
-            Phase.SYNC,
-            "POST",
-            "/update_weights_from_tensor",
-            serialized_named_tensors=[base64.b64encode(handle).decode() for handle in handles],
-            load_format="flattened_bucket",
-            weight_version=str(version),
-            flush_cache=True,
-        )
-
-    def check_version(self, version: int) -> None:
-        """Asks the server which weights it serves."""
-        served = self.call(Phase.SYNC, "GET", "/model_info").get("weight_version")
-        if served != str(version):
-            raise EngineError(Phase.SYNC, self.name, f"serves weight version {served!r} after an update to {version}")
-
-    def checksum(self) -> dict[str, Any]:
-        """SGLang's own checksum of its weights."""
-        return self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum")
-
-    def stop(self) -> None:
-        """Ends a server that this run started; an external one goes on."""
-        self._client.close()
-        if self._process is not None:
-            self._process.stop()
-
-    def _lost(self, phase: Phase, path: str, error: httpx.TransportError) -> EngineError:
-        how = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "broke the connection"
-        # A process that was just killed has closed its sockets before it can be waited for.
-        time.sleep(0.2)
-        return EngineError(
-            phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {self.ended() or 'it still runs'}"
-        )
-
-    def _checked(self, phase: Phase, path: str, answer: httpx.Response) -> Any:
-        if answer.status_code != 200:
-            raise EngineError(phase, self.name, f"{path} answered {answer.status_code}: {answer.text[:500]}")
-        try:
-            found = answer.json()
-        except ValueError:
-            found = {}
-        if isinstance(found, dict) and found.get("success") is False:
-            raise EngineError(phase, self.name, f"{path} failed: {found.get('message')}")
-        return found
 
 
 @dataclass(frozen=True)
@@ -350,9 +180,7 @@ class SGLangEngine:
     async def abort(self) -> None:
         """Ends all requests under way; their answers come with finish reason "abort"."""
         async with httpx.AsyncClient(trust_env=False) as client:
-            await asyncio.gather(
-                *(client.post(f"{server._url}/abort_request", json={"abort_all": True}) for server in self._servers)
-            )
+            await asyncio.gather(*(server.abort(client) for server in self._servers))
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Answers in the order of the requests.
@@ -361,8 +189,8 @@ class SGLangEngine:
             RuntimeError: no complete weights are loaded.
             ValueError: placeholders and images of a request disagree, or an image is no picture of the checkpoint's processor.
             KeyError: an image is not in the lookup.
-            EngineError: a server died, did not answer in time, read other ids than it was given, served other weights, or ended a
-                response on an id that does not end it.
+            EngineError: a server died, did not answer in time, read other ids than it was given, served other weights, or ended
+                a response on an id that does not end it.
         """
         if self._version is None:
             raise RuntimeError(f"the SGLang engine cannot generate: {self.health()}")
@@ -393,9 +221,8 @@ class SGLangEngine:
         finally:
             server.outstanding -= call.tokens
         if len(answers) != len(call.indices):
-            raise EngineError(
-                Phase.GENERATE, server.name, f"gave {len(answers)} answers where {len(call.indices)} were asked for"
-            )
+            reason = f"gave {len(answers)} answers where {len(call.indices)} were asked for"
+            raise EngineError(Phase.GENERATE, server.name, reason)
         return [_generation(answer, call.request, self._version, server.name) for answer in answers]
 
     def _body(self, call: _Call, pictures: dict[str, str]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A deterministic server: responses follow their seeds; then it is killed, and the error says in what. And servers that never come up."""
+"""A deterministic server: responses follow their seeds; then it is killed, and the error says in what. And servers that never
+come up."""
 
 from __future__ import annotations
 
@@ -16,8 +17,7 @@ from octopus_mcore.data.processor import Processor
 from octopus_mcore.rollout.server import EngineError, Phase
 from octopus_mcore.rollout.sglang import SGLangEngine
 from tests.engines.conftest import serving
-from tests.engines.reference import random_weights, reference_log_probs, requests, stream_of
-from tests.engines.reference import largest_difference as difference
+from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_seed_determines_a_response_whatever_runs_beside_it(seeded: tuple[SGLa
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert len({answer.token_ids for answer in together}) == len(asked)
     expected = reference_log_probs(tied, random_weights(tied, 1), processor.images, asked, together)
-    assert difference(expected, together) <= 1e-4
+    assert largest_difference(expected, together) <= 1e-4
 
 
 def test_a_server_that_is_killed_is_named_with_the_phase(seeded: tuple[SGLangEngine, Processor], tied: Path):

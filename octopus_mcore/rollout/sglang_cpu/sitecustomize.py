@@ -8,8 +8,8 @@ answered as little as possible, and only in an environment that holds SGLang:
   reference to `nms`. Declaring the operators' schemas just before the import is enough; nothing calls them.
 * triton is imported all over SGLang for decorators of kernels that never run here. Where it is not installed, hollow modules
   stand in for it.
-* Per-request seeds need `--enable-deterministic-inference`, which refuses the `torch_native` attention backend and then replaces
-  torch operators by GPU kernels. Sampling by seed itself is plain torch, and torch on a CPU is deterministic by itself.
+* Per-request seeds need `--enable-deterministic-inference`, which refuses the `torch_native` attention backend and then
+  replaces torch operators by GPU kernels. Sampling by seed itself is plain torch, and torch on a CPU is deterministic.
 """
 
 import importlib.abc

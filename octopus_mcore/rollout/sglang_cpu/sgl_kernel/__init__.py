@@ -1,8 +1,9 @@
 """Stands in for SGLang's kernel package, whose only published build needs CUDA.
 
-Without AMX, SGLang 0.5.23 computes Qwen models on the CPU with plain torch, but some modules import names from `sgl_kernel` or
-look operators up in `torch.ops.sgl_kernel` while they load. Those names exist here; what is really called is implemented in plain
-torch, anything else raises when called. `convert_weight_packed` must not exist: SGLang takes it for the sign of AMX kernels.
+Without AMX, SGLang 0.5.23 computes Qwen models on the CPU with plain torch, but some modules import names from `sgl_kernel`
+or look operators up in `torch.ops.sgl_kernel` while they load. Those names exist here; what is really called is implemented in
+plain torch, anything else raises when called. `convert_weight_packed` must not exist: SGLang takes it for the sign of AMX
+kernels.
 """
 
 import torch
@@ -36,8 +37,8 @@ def _mix(state, block):
 
 
 def murmur_hash32_cpu(seed, positions, col_indices):
-    """MurmurHash3 (32 bits, public domain, Appleby) of (seed low, seed high, position, column): seeds and positions [n], columns
-    [m] → uint32 [n, m]."""
+    """MurmurHash3 (32 bits, public domain, Appleby) of (seed low, seed high, position, column): seeds and positions [n],
+    columns [m] → uint32 [n, m]."""
     seed = seed.to(torch.int64)[:, None]
     state = torch.zeros_like(seed)
     for block in (seed & _MASK, (seed >> 32) & _MASK, positions.to(torch.int64)[:, None] & _MASK):
