@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from transformers import AutoConfig
 
 from octopus_mcore.config.schema import SGLangConfig
@@ -67,7 +68,7 @@ class SGLangEngine:
         images: ImageLookup,
         *,
         dtype: str,
-        device: str,
+        device: torch.device,
         deterministic: bool,
         folder: Path,
     ) -> None:
@@ -76,7 +77,7 @@ class SGLangEngine:
         Args:
             model: checkpoint folder of configuration, tokenizer and image processor.
             images: read during `generate`, so it may grow between calls.
-            device: type of the trainer's device, "cuda" or "cpu".
+            device: the first device that the servers may use.
             folder: where logs of servers go, and weights that travel by disk.
 
         Raises:
@@ -96,7 +97,7 @@ class SGLangEngine:
             raise
         self._phase = Phase.READY
 
-    def _start(self, config: SGLangConfig, model: str, dtype: str, device: str, folder: Path) -> None:
+    def _start(self, config: SGLangConfig, model: str, dtype: str, device: torch.device, folder: Path) -> None:
         if not config.urls and not Path(config.python).is_file():
             raise FileNotFoundError(
                 f"rollout.sglang.python: {config.python} does not exist; `make setup-engines` makes it, "
@@ -104,7 +105,8 @@ class SGLangEngine:
             )
         for number in range(0 if config.urls else config.engines):
             port, name = free_port(), f"SGLang engine {number}"
-            command, environment = launch_command(config, model, dtype, port, device, self._deterministic)
+            first = torch.device(device.type, (device.index or 0) + number * config.tensor)
+            command, environment = launch_command(config, model, dtype, port, first, self._deterministic)
             process = ServerProcess(name, command, environment, folder / f"engine-{number}.log")
             url = f"http://127.0.0.1:{port}"
             self._servers.append(SGLangServer(url, config.tensor, config.timeout_seconds, process))

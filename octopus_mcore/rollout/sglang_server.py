@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.rollout.server import EngineError, Phase, ServerProcess
@@ -24,10 +25,12 @@ class LaunchSettings:
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    first_device: str | None = None
+    """Argument that says which device is the server's first one; None where devices have no numbers."""
 
 
 LAUNCH: Mapping[str, LaunchSettings] = {
-    "cuda": LaunchSettings(arguments=(), environment={}),
+    "cuda": LaunchSettings(arguments=(), environment={}, first_device="--base-gpu-id"),
     "cpu": LaunchSettings(
         arguments=(
             *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
@@ -47,19 +50,22 @@ LAUNCH: Mapping[str, LaunchSettings] = {
 
 
 def launch_command(
-    config: SGLangConfig, model: str, dtype: str, port: int, device: str, deterministic: bool
+    config: SGLangConfig, model: str, dtype: str, port: int, device: torch.device, deterministic: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of one server. Weights are random at start: they come by the weight stream, always."""
-    settings = LAUNCH[device]
+    """Command and environment of one server, whose first device is `device`. Its weights are random at start: they come by the
+    weight stream, always."""
+    settings = LAUNCH[device.type]
     command = [config.python, "-m", "sglang.launch_server", "--model-path", model, "--dtype", dtype]
     command += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(config.tensor), "--load-format", "dummy"]
     command += ["--grammar-backend", "none", "--skip-server-warmup", "--log-level", "warning", *settings.arguments]
+    command += [settings.first_device, str(device.index or 0)] if settings.first_device else []
     command += ["--max-total-tokens", str(config.max_total_tokens)] if config.max_total_tokens else []
     command += ["--enable-deterministic-inference"] if deterministic else []
-    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", **settings.environment}
-    if device == "cpu" and config.tensor > 1:
-        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank) for rank in range(config.tensor))
-    return [*command, *config.arguments], environment
+    # SGLang binds CPU ranks to cores only when told how, and refuses several ranks otherwise; it reads this on CPUs alone.
+    binding = "|".join(str(rank) for rank in range(config.tensor))
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": binding} if config.tensor > 1 else {}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return [*command, *config.arguments], environment | dict(settings.environment)
 
 
 class SGLangServer:

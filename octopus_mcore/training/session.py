@@ -176,7 +176,7 @@ def build_engine(config: Config, world: World, processor: Processor, folder: Pat
             config.model.path,
             processor.images,
             dtype=config.model.dtype,
-            device=world.device.type,
+            device=world.device,
             deterministic=config.rollout.deterministic,
             folder=folder / f"replica-{world.data_rank}",
         )

@@ -34,7 +34,7 @@ def serving(python: str, folder: Path, logs: Path, deterministic: bool = False, 
         str(folder),
         Processor.from_pretrained(folder, "", 500).images,
         dtype="float32",
-        device=local_device().type,
+        device=local_device(),
         deterministic=deterministic,
         folder=logs,
     )

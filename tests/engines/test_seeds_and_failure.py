@@ -16,6 +16,7 @@ import pytest
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.rollout.server import EngineError, Phase
 from octopus_mcore.rollout.sglang import SGLangEngine
+from octopus_mcore.rollout.sglang_server import SGLangServer
 from tests.engines.conftest import serving
 from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
@@ -24,8 +25,8 @@ from tests.engines.reference import largest_difference, random_weights, referenc
 def seeded(
     engine_python: str, tied: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[SGLangEngine, Processor]]:
-    """A deterministic engine with weights of seed 1, and a processor whose images it sees. The last test kills it."""
-    with serving(engine_python, tied, tmp_path_factory.mktemp("seeded"), deterministic=True) as engine:
+    """A deterministic engine of two servers with weights of seed 1, and a processor whose images it sees. A test kills it."""
+    with serving(engine_python, tied, tmp_path_factory.mktemp("seeded"), deterministic=True, engines=2) as engine:
         processor = Processor.from_pretrained(tied, "", 500)
         engine._images = processor.images
         engine.update_weights(stream_of(random_weights(tied, 1)), version=1)
@@ -41,6 +42,24 @@ def test_a_seed_determines_a_response_whatever_runs_beside_it(seeded: tuple[SGLa
     assert len({answer.token_ids for answer in together}) == len(asked)
     expected = reference_log_probs(tied, random_weights(tied, 1), processor.images, asked, together)
     assert largest_difference(expected, together) <= 1e-4
+
+
+def test_requests_go_to_the_server_with_the_fewest_outstanding_tokens(
+    seeded: tuple[SGLangEngine, Processor], monkeypatch: pytest.MonkeyPatch
+):
+    engine, processor = seeded
+    taken = {server.name: 0 for server in engine._servers}
+    generate = SGLangServer.generate
+
+    async def counting(server, client, body):
+        taken[server.name] += len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"]
+        return await generate(server, client, body)
+
+    monkeypatch.setattr(SGLangServer, "generate", counting)
+    asyncio.run(engine.generate(requests(processor, samples=4)))
+    assert len(taken) == 2
+    assert abs(taken["SGLang engine 0"] - taken["SGLang engine 1"]) <= max(taken.values()) / 4
+    assert all(server.outstanding == 0 for server in engine._servers)
 
 
 def test_a_server_that_is_killed_is_named_with_the_phase(seeded: tuple[SGLangEngine, Processor], tied: Path):
