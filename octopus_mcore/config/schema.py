@@ -118,6 +118,9 @@ class SGLangConfig(Section):
     """Size of a bucket of weights in shared memory; a larger tensor has a bucket of its own."""
     weights_folder: str | None = None
     """Folder that trainer and servers share, for transport `disk`; null takes the run directory."""
+    check_weights: bool = True
+    """Before the first weight update of a run, have the servers load the same weights from an exported checkpoint on disk,
+    overwrite them with junk, and compare every tensor after the update."""
     max_total_tokens: int | None = Field(default=None, ge=1)
     """Tokens in a server's cache; null lets SGLang size it by free memory."""
     arguments: list[str] = Field(default_factory=list)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ from transformers import AutoConfig
 
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.models.hf_folder import checked_items, expected_tensors
-from octopus_mcore.models.weight_stream import WeightStream
+from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, ImageLookup, SamplingParams, SyncReport
 from octopus_mcore.rollout.pictures import PictureCodec
 from octopus_mcore.rollout.server import EngineError, Phase, ServerProcess, free_port
 from octopus_mcore.rollout.sglang_server import SGLangServer, launch_command
-from octopus_mcore.rollout.weight_sync import build_transport
+from octopus_mcore.rollout.weight_sync import DiskTransport, Transport, build_transport
 
 _BANNED_BIAS = -1e30
 """Added to a banned logit: finite because JSON knows no infinity; its probability is exactly 0 in float32 and bfloat16."""
@@ -87,6 +87,8 @@ class SGLangEngine:
         self._hf_config = AutoConfig.from_pretrained(model)
         self._pictures = PictureCodec(model)
         self._transport = build_transport(config, folder, model)
+        self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
+        self._expected: list[dict[str, str]] | None = None
         self._version: int | None = None
         self._phase = Phase.START
         self._servers: list[SGLangServer] = []
@@ -130,10 +132,6 @@ class SGLangEngine:
             return f"phase {self._phase}"
         return "no weights" if self._version is None else "ready"
 
-    def checksums(self) -> list[dict[str, Any]]:
-        """What every server says about its own weights."""
-        return [server.checksum() for server in self._servers]
-
     def release_memory(self) -> None:
         """Asks the servers to free caches and weights."""
         self._version = None
@@ -154,13 +152,42 @@ class SGLangEngine:
 
         Raises:
             ValueError: a tensor is unknown, comes twice, has another shape, is quantised, or is missing at the end.
-            EngineError: a server refused, died or serves another version afterwards.
+            EngineError: a server refused, died, serves another version afterwards, or holds other bytes than `expect_weights`
+                promised.
             RuntimeError: the memory is released.
         """
+        report = self._receive(stream, version, self._transport)
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            self._compare(expected)
+        self._version = version
+        return report
+
+    def expect_weights(self, stream: WeightStream, version: int) -> None:
+        """Prepares a check of the next update, which must bring the same weights: the servers load them as SGLang loads any
+        checkpoint from disk, say what every tensor is then, and get junk in its place. Raises like `update_weights`."""
+        self._receive(stream, version, self._reference_transport)
+        self._expected = [server.checksums() for server in self._servers]
+        for server in self._servers:
+            server.scramble()
+
+    def _compare(self, expected: Sequence[Mapping[str, str]]) -> None:
+        for server, sums in zip(self._servers, expected, strict=True):
+            found = server.checksums()
+            wrong = sorted(name for name in sums.keys() | found.keys() if sums.get(name) != found.get(name))
+            if wrong:
+                raise EngineError(
+                    Phase.SYNC,
+                    server.name,
+                    f"{len(wrong)} of {len(sums)} tensors are not those of the exported checkpoint, first {wrong[0]!r}",
+                )
+
+    def _receive(self, stream: WeightStream, version: int, transport: Transport) -> SyncReport:
+        """One update, after which the engine still refuses to generate."""
         started, tensors, size = time.perf_counter(), 0, 0
         self._version = None
 
-        def counted():
+        def counted() -> Iterator[WeightItem]:
             nonlocal tensors, size
             shapes, tied = expected_tensors(self._hf_config), bool(self._hf_config.tie_word_embeddings)
             for item in checked_items(stream, shapes, tied, "weight update"):
@@ -170,13 +197,12 @@ class SGLangEngine:
         try:
             if self._phase is not Phase.READY:
                 raise RuntimeError(f"update_weights while {self.health()}")
-            self._transport.send(counted(), self._servers, version)
+            transport.send(counted(), self._servers, version)
             for server in self._servers:
                 server.check_version(version)
         finally:
             for _ in stream:
                 pass
-        self._version = version
         return SyncReport(tensors, size, time.perf_counter() - started, version)
 
     async def abort(self) -> None:

@@ -171,9 +171,18 @@ class SGLangServer:
         if served != str(version):
             raise EngineError(Phase.SYNC, self.name, f"serves weight version {served!r} after an update to {version}")
 
-    def checksum(self) -> dict[str, Any]:
-        """SGLang's own checksum of its weights."""
-        return self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum")
+    def checksums(self) -> dict[str, str]:
+        """SGLang's own checksum of each of its tensors, by `rank <tensor-parallel rank>: <SGLang's name>`."""
+        answer = self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum")
+        return {
+            f"rank {rank['parallelism_info']['tp_rank']}: {name}": value
+            for rank in answer["ranks"]
+            for name, value in rank["checksums"].items()
+        }
+
+    def scramble(self) -> None:
+        """Overwrites all weights with random numbers."""
+        self.call(Phase.SYNC, "POST", "/weights_checker", action="reset_tensors")
 
     def stop(self) -> None:
         """Ends a server that this run started; an external one goes on."""

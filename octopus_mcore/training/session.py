@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -61,12 +61,20 @@ class Session:
     evaluation_prompts: Mapping[str, Sequence[Prompt]]
     state: RunState
     timer: StepTimer = field(default_factory=StepTimer)
+    engine_checked: bool = False
 
     def sync_engine(self) -> None:
-        """Gives the engine the policy's weights, unless it has them. Collective."""
+        """Gives the engine the policy's weights; the first time, servers prove that they have them. Collective."""
+        servers = self.config.rollout.engine == "sglang" and self.config.rollout.sglang.check_weights
+        if servers and not self.engine_checked:
+            self._stream_to("expect_weights")
+        self.engine_checked = True
+        self._stream_to("update_weights")
+
+    def _stream_to(self, receive: Literal["expect_weights", "update_weights"]) -> None:
         stream = self.policy.weight_stream("leader")
         if self.engine is not None:
-            self.engine.update_weights(stream, self.policy.version)
+            getattr(self.engine, receive)(stream, self.policy.version)
         for _ in stream:
             pass
 

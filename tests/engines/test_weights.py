@@ -37,7 +37,7 @@ def use(engine: SGLangEngine, transport: str, folder: Path, tmp_path: Path, monk
     return processor
 
 
-def check_sync(engine: SGLangEngine, folder: Path, processor: Processor) -> list[str]:
+def check_sync(engine: SGLangEngine, folder: Path, processor: Processor) -> list[dict[str, str]]:
     """Syncs two sets of weights in turn; responses must be those of Transformers with the same weights, on the same images."""
     sums = []
     for version, seed in enumerate((1, 2, 1), start=5):
@@ -53,7 +53,7 @@ def check_sync(engine: SGLangEngine, folder: Path, processor: Processor) -> list
         assert {answer.version for answer in answers} == {version}
         expected = reference_log_probs(folder, weights, processor.images, asked, answers)
         assert largest_difference(expected, answers) <= 1e-4
-        sums.append(str([server["per_engine_checksum"] for server in engine.checksums()]))
+        sums.append(engine._servers[0].checksums())
     assert sums[0] == sums[2] != sums[1]
     return sums
 
@@ -90,6 +90,27 @@ def test_a_changed_vision_tower_is_seen_on_an_image_that_was_encoded_before(
     assert largest_difference(expected, after) <= 1e-4
     assert after[0].token_ids == before[0].token_ids, "a prompt without an image does not change"
     assert abs(after[1].log_probs[0] - before[1].log_probs[0]) > 1e-3, "the tower must matter for this test to say anything"
+
+
+def test_the_check_passes_where_every_byte_arrives_and_names_the_tensor_where_one_does_not(
+    split_engine: SGLangEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    processor = use(split_engine, "ipc", untied, tmp_path, monkeypatch)
+    weights = random_weights(untied, 3)
+    split_engine.expect_weights(stream_of(weights), version=3)
+    with pytest.raises(RuntimeError, match="no weights"):
+        asyncio.run(split_engine.generate(requests(processor)))
+    split_engine.update_weights(stream_of(weights), version=3)
+    assert asyncio.run(split_engine.generate(requests(processor)))[0].version == 3
+
+    changed = dict(weights)
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    changed[name] = weights[name].clone()
+    changed[name][0, -1] += 1e-3  # a byte of the second rank's half
+    split_engine.expect_weights(stream_of(weights), version=4)
+    with pytest.raises(EngineError, match=r"1 of \d+ tensors.*rank 1: .*layers\.1\.mlp\.down_proj"):
+        split_engine.update_weights(stream_of(changed), version=4)
+    assert split_engine.health() == "no weights"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
