@@ -16,6 +16,9 @@ from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.rollout.server import EngineError, Phase, ServerProcess
 
 SUPPORTED_VERSION = "0.5.23"
+_COMPUTED = ["rotary"]
+"""Parts of names of tensors that SGLang computes when it starts and no checkpoint holds."""
+
 _CPU_STAND_IN = Path(__file__).with_name("sglang_cpu")
 
 
@@ -172,17 +175,17 @@ class SGLangServer:
             raise EngineError(Phase.SYNC, self.name, f"serves weight version {served!r} after an update to {version}")
 
     def checksums(self) -> dict[str, str]:
-        """SGLang's own checksum of each of its tensors, by `rank <tensor-parallel rank>: <SGLang's name>`."""
-        answer = self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum")
+        """SGLang's own checksum of each of its tensors, by `rank <tensor-parallel rank>: <name in SGLang's model>`."""
+        answer = self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum", skip_tensor_list=_COMPUTED)
         return {
-            f"rank {rank['parallelism_info']['tp_rank']}: {name}": value
+            f"rank {rank['parallelism_info'][0]['tp_rank']}: {name}": value
             for rank in answer["ranks"]
             for name, value in rank["checksums"].items()
         }
 
     def scramble(self) -> None:
-        """Overwrites all weights with random numbers."""
-        self.call(Phase.SYNC, "POST", "/weights_checker", action="reset_tensors")
+        """Overwrites all weights with random numbers; tables that no update would bring back stay."""
+        self.call(Phase.SYNC, "POST", "/weights_checker", action="reset_tensors", skip_tensor_list=_COMPUTED)
 
     def stop(self) -> None:
         """Ends a server that this run started; an external one goes on."""
