@@ -145,7 +145,10 @@ class SGLangServer:
         self.call(Phase.SYNC, "POST", "/end_weight_update")
 
     def load_folder(self, folder: Path, version: int) -> None:
-        """Lets the server read all weights from a checkpoint folder and forget what it cached."""
+        """Lets the server read all weights from a checkpoint folder and forget what it cached; returns when all its ranks have.
+
+        SGLang answers when its *first* rank has read. The others answer nothing, but opening an update waits for them all.
+        """
         self.call(
             Phase.SYNC,
             "POST",
@@ -155,6 +158,8 @@ class SGLangServer:
             weight_version=str(version),
             flush_cache=True,
         )
+        self.begin_update()
+        self.end_update()
 
     def load_bucket(self, handles: Sequence[bytes], version: int) -> None:
         """Lets each tensor-parallel rank of the server copy the tensors behind its handle; returns when all have."""
