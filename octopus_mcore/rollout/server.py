@@ -45,7 +45,7 @@ class ServerProcess:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment},
+                env={**_own_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -98,6 +98,13 @@ class ServerProcess:
         except ProcessLookupError:
             pass
         self._process.wait()
+
+
+def _own_environment() -> dict[str, str]:
+    """This process's environment without what a launcher told its rank: a server has ranks of its own and would wait for ours."""
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_")
+    return {name: value for name, value in os.environ.items() if name not in launched and not name.startswith(prefixes)}
 
 
 def _die_with_parent() -> None:
