@@ -101,7 +101,7 @@ class ServerProcess:
 
 
 def _own_environment() -> dict[str, str]:
-    """This process's environment without what a launcher told its rank: a server has ranks of its own and would wait for ours."""
+    """This process's environment without what a launcher told its rank: a server's ranks meet among themselves."""
     launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_")
     return {name: value for name, value in os.environ.items() if name not in launched and not name.startswith(prefixes)}
