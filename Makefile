@@ -1,11 +1,12 @@
 # `make demo` and `make test` do all the set-up on a fresh machine, then the job; see tools/setup_environment.sh for its variables.
 export PYTHON OCTOPUS_EXTRA
 export VENV ?= .venv
+export ENGINE_VENV ?= .venv-sglang
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smoke test test-unit test-distributed lint docs clean
+.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-engines lint docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -13,20 +14,26 @@ help: ## Show the targets
 setup: ## Make the virtual environment ready (does nothing when it is)
 	@tools/setup_environment.sh
 
+setup-engines: setup ## Make the environment of the SGLang engine ready, for machines without a GPU (1.8 GB)
+	@tools/setup_engines.sh
+
 demo: setup ## Train the digits demo: SFT, RL stage I, RL stage II, evaluation, export; prints its table
 	$(BIN)/octopus-mcore train examples/digits_octopus.yaml
 
 demo-smoke: setup ## The same in miniature, to see that everything works
 	$(BIN)/octopus-mcore train examples/digits_smoke.yaml
 
-test: setup ## All tests that this machine can run
-	$(PYTEST)
+test: setup ## All tests that need no engine environment
+	$(PYTEST) --ignore=tests/engines
 
 test-unit: setup ## Unit tests (under a minute)
 	$(PYTEST) tests/unit
 
 test-distributed: setup ## Tests with several ranks on gloo
 	$(PYTEST) tests/distributed
+
+test-engines: setup-engines ## Tests against real SGLang servers on the CPU
+	OCTOPUS_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PYTEST) tests/engines
 
 lint: setup ## Style, import floors, shell scripts
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
-from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, RLPhaseConfig, RolloutConfig, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -29,6 +29,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
             _check_sft(name, phase, size) if isinstance(phase, SFTPhaseConfig) else _check_rl(name, phase, size, config)
         )
         violations += _check_phase(name, phase)
+    violations += _check_engine(size, config.rollout)
     violations += _check_evaluation(config)
     if hf_config is not None:
         violations += check_model(hf_config, config.parallel)
@@ -88,6 +89,14 @@ def _check_sft(name: str, phase: SFTPhaseConfig, data_size: int) -> Iterator[str
         )
 
 
+def _check_engine(data_size: int, rollout: RolloutConfig) -> Iterator[str]:
+    if rollout.engine == "sglang" and rollout.sglang.urls and data_size > 1:
+        yield (
+            f"rollout.sglang.urls names servers for one replica, but there are {data_size} data-parallel ranks, which would "
+            "all send their weights to them; let the run start the servers, or take parallel.data=1"
+        )
+
+
 def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -> Iterator[str]:
     key = f"phases.{name}"
     if phase.prompts_per_step % phase.updates_per_step:
@@ -101,6 +110,9 @@ def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -
             f"updates_per_step={phase.updates_per_step}) do not divide among the {data_size} data-parallel ranks "
             "(parallel.data, or what the launched world leaves)"
         )
+    for field in ("engine", "sglang", "deterministic"):
+        if getattr(phase.rollout, field) != getattr(config.rollout, field):
+            yield f"{key}.rollout.{field} differs from rollout.{field}: one engine serves all phases"
     if phase.rollout.top_p < 1:
         yield (
             f"{key}.rollout.top_p={phase.rollout.top_p:g}: training needs top_p=1, because truncated sampling is not the "

@@ -101,11 +101,51 @@ class DataConfig(Section):
     """Text appended to every question behind a blank line, for instance the self-correction instruction."""
 
 
+class SGLangConfig(Section):
+    """SGLang servers: started by the run, or running elsewhere."""
+
+    python: str = ".venv-sglang/bin/python"
+    """Python of the environment that holds SGLang (`make setup-engines` makes it); the trainer's own needs none of it."""
+    urls: list[str] = Field(default_factory=list)
+    """Servers that run already, as `http://host:port`; the run then starts none. Every replica of the trainer needs servers of
+    its own, so this is for runs with one replica."""
+    engines: int = Field(default=1, ge=1)
+    """Servers per replica; requests go to the one with the fewest outstanding tokens."""
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size of a server, independent of the trainer's."""
+    transport: Literal["ipc", "disk"] = "ipc"
+    """How weights reach the servers: `ipc` through shared memory of the same machine, `disk` as safetensors in
+    `weights_folder`."""
+    sync_bucket_mb: int = Field(default=256, ge=1)
+    """Size of a bucket of weights in shared memory; a larger tensor has a bucket of its own."""
+    weights_folder: str | None = None
+    """Folder that trainer and servers share, for transport `disk`; null takes the run directory."""
+    check_weights: bool = True
+    """Before the first weight update of a run, have the servers load the same weights from an exported checkpoint on disk,
+    overwrite them with junk, and compare every tensor after the update."""
+    max_total_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a server's cache; null lets SGLang size it by free memory."""
+    arguments: list[str] = Field(default_factory=list)
+    """Further command-line arguments of `sglang.launch_server`, for instance `["--mem-fraction-static", "0.6"]`."""
+    start_timeout_seconds: float = Field(default=600.0, gt=0)
+    """Deadline until a started server answers."""
+    timeout_seconds: float = Field(default=1800.0, gt=0)
+    """Deadline of one answer: a prompt's responses, or one step of a weight update."""
+    allow_untested: bool = False
+    """Use an SGLang of another version than the tested 0.5.23."""
+
+
 class RolloutConfig(Section):
     """Generation during training."""
 
-    engine: Literal["embedded"] = "embedded"
-    """`embedded` is the Hugging Face model inside the trainer's process, fed by the weight stream."""
+    engine: Literal["embedded", "sglang"] = "embedded"
+    """`embedded` is the Hugging Face model inside the trainer's process, `sglang` SGLang servers in processes and a Python
+    environment of their own; both get their weights from the policy's stream. One engine serves the whole run."""
+    sglang: SGLangConfig = Field(default_factory=SGLangConfig)
+    """Settings of engine `sglang`."""
+    deterministic: bool = False
+    """Responses of engine `sglang` depend on the run's seed alone. Costs its prefix cache: samples of a prompt no longer share
+    their prefill. The embedded engine always is deterministic."""
     n: int = Field(default=8, ge=1)
     """Native rollouts per prompt."""
     temperature: float = Field(default=1.0, gt=0)

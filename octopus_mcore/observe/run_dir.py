@@ -23,6 +23,7 @@ class RunDirectory:
     rollouts/<phase>/step_000010.jsonl   rollouts with spans and provenance
     checkpoints/<phase>/step_000010/     distributed checkpoints
     logs/                                output of the ranks
+    engines/replica-0/                   output of inference servers
     export/                              Hugging Face model
     curves.png  summary.json             learning curves, final table
     ```
@@ -54,6 +55,11 @@ class RunDirectory:
     def logs(self) -> Path:
         """Folder of the ranks' output."""
         return self.path / "logs"
+
+    @property
+    def engines(self) -> Path:
+        """Folder of what inference servers write."""
+        return self.path / "engines"
 
     @property
     def export(self) -> Path:

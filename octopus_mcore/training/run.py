@@ -23,7 +23,7 @@ from octopus_mcore.runtime.world import World, join_world
 from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
 from octopus_mcore.training.resume import resume_state
 from octopus_mcore.training.rl import run_rl_phase
-from octopus_mcore.training.session import RunState, Session, embedded_engine
+from octopus_mcore.training.session import RunState, Session, build_engine
 from octopus_mcore.training.sft import run_sft_phase
 
 
@@ -76,7 +76,7 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
         world=world,
         processor=processor,
         policy=policy,
-        engine=embedded_engine(config, world, processor),
+        engine=build_engine(config, world, processor, directory.engines, stack),
         directory=directory,
         log=_open_log(config, directory, state, stack) if world.is_main else None,
         progress=progress,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,6 +28,7 @@ from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
+from octopus_mcore.rollout.sglang import SGLangEngine
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
 from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_tallies
@@ -68,15 +69,22 @@ class Session:
     served_version: int | None = None
 
     def sync_engine(self) -> None:
-        """Gives the engine the policy's weights, unless it has them. Collective."""
+        """Gives the engine the policy's weights, unless it has them; servers prove the first time that they got them.
+        Collective."""
         if self.served_version == self.policy.version:
             return
+        servers = self.config.rollout.engine == "sglang" and self.config.rollout.sglang.check_weights
+        if servers and self.served_version is None:
+            self._stream_to("expect_weights")
+        self._stream_to("update_weights")
+        self.served_version = self.policy.version
+
+    def _stream_to(self, receive: Literal["expect_weights", "update_weights"]) -> None:
         stream = self.policy.weight_stream("leader")
         if self.engine is not None:
-            self.engine.update_weights(stream, self.policy.version)
+            getattr(self.engine, receive)(stream, self.policy.version)
         for _ in stream:
             pass
-        self.served_version = self.policy.version
 
     def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
         """The next `count` prompts, and how many too long ones were passed over; moves the data cursor.
@@ -181,10 +189,26 @@ def judging(session: Session, rewards: RewardConfig) -> Iterator[Judge | None]:
         yield stack.enter_context(Judge(rewards)) if session.engine is not None else None
 
 
-def embedded_engine(config: Config, world: World, processor: Processor) -> RolloutEngine | None:
-    """The replica's engine, on its leading rank only."""
+def build_engine(config: Config, world: World, processor: Processor, folder: Path, stack: ExitStack) -> RolloutEngine | None:
+    """The replica's engine, on its leading rank only. Servers that it starts write below `folder` and end with `stack`.
+
+    Raises:
+        EngineError: a server did not come up.
+    """
     if not world.is_replica_leader:
         return None
+    if config.rollout.engine == "sglang":
+        engine = SGLangEngine(
+            config.rollout.sglang,
+            config.model.path,
+            processor.images,
+            dtype=config.model.dtype,
+            device=world.device,
+            deterministic=config.rollout.deterministic,
+            folder=folder / f"replica-{world.data_rank}",
+        )
+        stack.callback(engine.close)
+        return engine
     return EmbeddedEngine(
         config.model.path,
         processor.images,

@@ -34,11 +34,19 @@ def test_a_good_configuration_has_no_violations() -> None:
     assert found("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", world_size=8, hf=HF) == []
 
 
+def test_external_servers_serve_one_replica() -> None:
+    urls = ["rollout.engine=sglang", "rollout.sglang.urls=[http://a:1]"]
+    assert found(*urls) == []
+    assert any("rollout.sglang.urls" in violation for violation in found(*urls, "parallel.data=2"))
+
+
 @pytest.mark.parametrize(
     ("override", "keys"),
     [
         ("phases.stage1.updates_per_step=3", ["phases.stage1.prompts_per_step=8", "phases.stage1.updates_per_step=3"]),
         ("phases.stage2.rollout.top_p=0.9", ["phases.stage2.rollout.top_p=0.9"]),
+        ("phases.stage2.rollout.engine=sglang", ["phases.stage2.rollout.engine", "one engine serves all phases"]),
+        ("phases.stage2.rollout.deterministic=true", ["phases.stage2.rollout.deterministic", "one engine"]),
         ("phases.stage2.buffer.recombine.target=3", ["phases.stage2.buffer.recombine.target=3", "rollout.n=4"]),
         ("phases.stage2.buffer.recombine.target=17", ["phases.stage2.buffer.recombine.target=17", "only 12 pairs"]),
         ("phases.stage2.loss.kl_coefficient=0.1", ["phases.stage2.loss.kl_coefficient=0.1", "buffer.mask=changed"]),

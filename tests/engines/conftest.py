@@ -1,0 +1,76 @@
+"""Real SGLang servers. Starting one takes 10 s on a quiet machine and a minute on a busy one, so tests share them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.data.processor import Processor
+from octopus_mcore.rollout.sglang import SGLangEngine
+from octopus_mcore.runtime.world import local_device
+from tests.engines.reference import checkpoint, random_weights, stream_of
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> str:
+    """Python of the engine environment. Where `make test-engines` says that there is one, its absence is a failure."""
+    named = os.environ.get("OCTOPUS_ENGINE_PYTHON")
+    found = Path(named or ".venv-sglang/bin/python").absolute()
+    if not found.is_file() and not named:
+        pytest.skip("no engine environment: make test-engines sets it up")
+    return str(found)
+
+
+@contextmanager
+def serving(python: str, folder: Path, logs: Path, deterministic: bool = False, **options: object) -> Iterator[SGLangEngine]:
+    """An engine for the checkpoint folder, without weights yet."""
+    engine = SGLangEngine(
+        SGLangConfig(**{"python": python, "max_total_tokens": 16384, "timeout_seconds": 120} | options),
+        str(folder),
+        Processor.from_pretrained(folder, "", 500).images,
+        dtype="float32",
+        device=local_device(),
+        deterministic=deterministic,
+        folder=logs,
+    )
+    with closing(engine):
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def tied(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose output matrix is its embedding."""
+    return checkpoint(digits_checkpoint, tmp_path_factory.mktemp("engines") / "tied", tied=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def untied(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with an output matrix of its own."""
+    return checkpoint(digits_checkpoint, tmp_path_factory.mktemp("engines") / "untied", tied=False, seed=1)
+
+
+@pytest.fixture(scope="session")
+def shared_engine(engine_python: str, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangEngine]:
+    """One server of the tied checkpoint, for tests that leave it running."""
+    with serving(engine_python, tied, tmp_path_factory.mktemp("shared engine"), sync_bucket_mb=1) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(shared_engine: SGLangEngine, tied: Path) -> SGLangEngine:
+    """The shared engine with weights of seed 1, version 1."""
+    shared_engine.update_weights(stream_of(random_weights(tied, 1)), version=1)
+    return shared_engine
+
+
+@pytest.fixture
+def processor(shared_engine: SGLangEngine, tied: Path, monkeypatch: pytest.MonkeyPatch) -> Processor:
+    """A processor whose images the shared engine sees."""
+    processor = Processor.from_pretrained(tied, "", 500)
+    monkeypatch.setattr(shared_engine, "_images", processor.images)
+    return processor
