@@ -23,8 +23,8 @@ from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.data.digits.checkpoint import create_checkpoint
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.weight_stream import WeightItem
-from octopus_mcore.rollout.sglang import SGLangEngine
-from octopus_mcore.rollout.weight_sync import build_transport
+from octopus_mcore.rollout.served import ServedEngine
+from octopus_mcore.rollout.sync import build_transport
 from octopus_mcore.runtime.world import local_device
 
 
@@ -42,7 +42,7 @@ def measure(folder: Path, scratch: Path, options: argparse.Namespace) -> None:
     size = sum(tensor.nbytes for tensor in tensors.values())
     config = SGLangConfig(python=options.python, tensor=options.tensor, max_total_tokens=4096)
     device = local_device()
-    engine = SGLangEngine(config, str(folder), {}, dtype="float32", device=device, deterministic=False, folder=scratch)
+    engine = ServedEngine(config, str(folder), {}, dtype="float32", device=device, deterministic=False, folder=scratch)
     with closing(engine):
         choices = [("ipc", bucket) for bucket in options.buckets] + [("disk", 0)]
         for transport, bucket in choices:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,25 @@ from octopus_mcore.models.weight_stream import WeightStream
 
 ImageLookup = Mapping[str, ProcessedImage]
 """Processed images by content hash (see `octopus_mcore.data.images.ImageStore`)."""
+
+
+class Phase(StrEnum):
+    """What an engine is doing; error messages and `health` name it."""
+
+    START = "start"
+    READY = "ready"
+    GENERATE = "generate"
+    SYNC = "weight sync"
+    MEMORY = "memory"
+    STOPPED = "stopped"
+
+
+class EngineError(RuntimeError):
+    """An engine died, hung, refused or answered what it must not. `phase` says in what, `party` which engine."""
+
+    def __init__(self, phase: Phase, party: str, reason: str) -> None:
+        self.phase, self.party, self.reason = phase, party, reason
+        super().__init__(f'{party}, phase "{phase}": {reason}')
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""SGLang as a rollout engine. This file and `sglang_server.py` are the only ones that know what SGLang is told and answers.
+"""SGLang: the one file that knows its command line, its HTTP calls, what it is sent and what it answers.
 
-Servers run in a Python environment and processes of their own, or somewhere else behind URLs; the trainer speaks HTTP to them
-and imports nothing of SGLang. What the protocol promises and SGLang does not give by itself:
+A server runs in a Python environment and processes of its own, or somewhere else behind a URL; the trainer speaks HTTP and
+imports nothing of SGLang. What the engine protocol promises and SGLang does not give by itself:
 
 * A prompt travels as ids with *one* placeholder an image, which SGLang expands without decoding the rest (0.5.23,
   `compose_image_artifacts`). It returns the ids that it used; if they are not the request's, that is an error.
-* SGLang keeps image features by a hash of the image file and forgets them on no cache flush. Every picture therefore carries
-  the weight version in its bytes, so features of an older vision tower are never found.
 * Log-probs are those of SGLang's temperature-scaled distribution before top-p; banned ids have a logit bias that leaves them
   probability 0, so the log-probs are those over the allowed ids.
 * SGLang's own end tokens cannot be changed for a request: a response that ends on an id that the request does not name is an
@@ -15,10 +13,9 @@ and imports nothing of SGLang. What the protocol promises and SGLang does not gi
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,264 +23,244 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from octopus_mcore.config.schema import SGLangConfig
-from octopus_mcore.models.hf_folder import checked_items, expected_tensors
-from octopus_mcore.models.weight_stream import WeightItem, WeightStream
-from octopus_mcore.rollout.engine import Generation, GenerationRequest, ImageLookup, SamplingParams, SyncReport
-from octopus_mcore.rollout.pictures import PictureCodec
-from octopus_mcore.rollout.server import EngineError, Phase, ServerProcess, free_port
-from octopus_mcore.rollout.sglang_server import SGLangServer, launch_command
-from octopus_mcore.rollout.weight_sync import DiskTransport, Transport, build_transport
+from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, Phase, SamplingParams
+from octopus_mcore.rollout.process import ServerProcess
 
+SUPPORTED_VERSION = "0.5.23"
 _BANNED_BIAS = -1e30
 """Added to a banned logit: finite because JSON knows no infinity; its probability is exactly 0 in float32 and bfloat16."""
 
+_COMPUTED = ["rotary"]
+"""Parts of names of tensors that SGLang computes when it starts and no checkpoint holds."""
+
+_CPU_STAND_IN = Path(__file__).with_name("sglang_cpu")
+
 
 @dataclass(frozen=True)
-class _Call:
-    """Requests that travel together: the same prompt and sampling, and no seeds of their own."""
+class LaunchSettings:
+    """What a kind of device adds to a server's command line and environment."""
 
-    request: GenerationRequest
-    indices: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        """The most tokens that the call can keep a server busy with."""
-        return len(self.request.token_ids) + len(self.indices) * self.request.sampling.max_new_tokens
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    first_device: str | None = None
+    """Argument that says which device is the server's first one; None where devices have no numbers."""
 
 
-class SGLangEngine:
-    """A `RolloutEngine` (see `rollout/engine.py`) of one or several SGLang servers with equal weights.
+LAUNCH: Mapping[str, LaunchSettings] = {
+    "cuda": LaunchSettings(arguments=(), environment={}, first_device="--base-gpu-id"),
+    "cpu": LaunchSettings(
+        arguments=(
+            *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
+            *("--disable-cuda-graph", "--disable-overlap-schedule", "--sleep-on-idle"),
+        ),
+        environment={
+            "SGLANG_USE_CPU_ENGINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            # torch.compile of the vision tower's rotary embedding needs a compiler and minutes.
+            "TORCHDYNAMO_DISABLE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(_CPU_STAND_IN),
+        },
+    ),
+}
+"""Settings by the type of the device that the trainer's world chose."""
 
-    Seeds determine responses only with `deterministic`, which costs SGLang's prefix cache; without it samples of a prompt share
-    their prefill and their draws are SGLang's own.
-    """
+
+def launch_command(
+    config: SGLangConfig, model: str, dtype: str, port: int, device: torch.device, deterministic: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of one server, whose first device is `device`. Its weights are random at start: they come by the
+    weight stream, always."""
+    settings = LAUNCH[device.type]
+    command = [config.python, "-m", "sglang.launch_server", "--model-path", model, "--dtype", dtype]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(config.tensor), "--load-format", "dummy"]
+    command += ["--grammar-backend", "none", "--skip-server-warmup", "--log-level", "warning", *settings.arguments]
+    command += [settings.first_device, str(device.index or 0)] if settings.first_device else []
+    command += ["--max-total-tokens", str(config.max_total_tokens)] if config.max_total_tokens else []
+    command += ["--enable-deterministic-inference"] if deterministic else []
+    # SGLang binds CPU ranks to cores only when told how, and refuses several ranks otherwise; it reads this on CPUs alone.
+    binding = "|".join(str(rank) for rank in range(config.tensor))
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": binding} if config.tensor > 1 else {}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return [*command, *config.arguments], environment | dict(settings.environment)
+
+
+class SGLangServer:
+    """One server over HTTP. Every refusal, silence or death becomes an `EngineError` that names the phase."""
 
     def __init__(
-        self,
-        config: SGLangConfig,
-        model: str,
-        images: ImageLookup,
-        *,
-        dtype: str,
-        device: torch.device,
-        deterministic: bool,
-        folder: Path,
+        self, url: str, config: SGLangConfig, placeholder: int, deterministic: bool, process: ServerProcess | None = None
     ) -> None:
-        """Starts the servers, or finds those of `config.urls`, and waits until all are ready.
+        """`placeholder` is the id that stands for a piece of an image; `process` the server's, where this run started it."""
+        self.name = process.name if process is not None else url
+        self.tensor = config.tensor
+        self.outstanding = 0
+        self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
+        self._url, self._process = url.rstrip("/"), process
+        self._timeout = httpx.Timeout(config.timeout_seconds, connect=10.0)
+        self._client = httpx.Client(base_url=self._url, timeout=self._timeout, trust_env=False)
 
-        Args:
-            model: checkpoint folder of configuration, tokenizer and image processor.
-            images: read during `generate`, so it may grow between calls.
-            device: the first device that the servers may use.
-            folder: where logs of servers go, and weights that travel by disk.
-
-        Raises:
-            EngineError: a server did not come up, or is of another version or size.
-        """
-        self._images, self._deterministic = images, deterministic
-        self._hf_config = AutoConfig.from_pretrained(model)
-        self._pictures = PictureCodec(model)
-        self._transport = build_transport(config, folder, model)
-        self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
-        self._expected: list[dict[str, str]] | None = None
-        self._version: int | None = None
-        self._phase = Phase.START
-        self._servers: list[SGLangServer] = []
-        try:
-            self._start(config, model, dtype, device, folder)
-        except BaseException:
-            self.close()
-            raise
-        self._phase = Phase.READY
-
-    def _start(self, config: SGLangConfig, model: str, dtype: str, device: torch.device, folder: Path) -> None:
-        if not config.urls and not Path(config.python).is_file():
-            raise FileNotFoundError(
-                f"rollout.sglang.python: {config.python} does not exist; `make setup-engines` makes it, "
-                "or name the Python of an environment that holds SGLang"
+    def wait_ready(self) -> None:
+        """Returns when the server answers, runs a version that this file was written for, and serves as configured."""
+        if self._process is not None:
+            self._process.wait_until(self._answers, self._config.start_timeout_seconds)
+        elif not self._answers():
+            raise EngineError(Phase.START, self.name, "nothing answers /ready at this URL")
+        info = self.call(Phase.START, "GET", "/server_info")
+        if info.get("version") != SUPPORTED_VERSION and not self._config.allow_untested:
+            raise EngineError(
+                Phase.START,
+                self.name,
+                f"SGLang {info.get('version')} is not supported, {SUPPORTED_VERSION} is; "
+                "rollout.sglang.allow_untested=true tries it all the same",
             )
-        for number in range(0 if config.urls else config.engines):
-            port, name = free_port(), f"SGLang engine {number}"
-            first = torch.device(device.type, (device.index or 0) + number * config.tensor)
-            command, environment = launch_command(config, model, dtype, port, first, self._deterministic)
-            process = ServerProcess(name, command, environment, folder / f"engine-{number}.log")
-            url = f"http://127.0.0.1:{port}"
-            self._servers.append(SGLangServer(url, config.tensor, config.timeout_seconds, process))
-        self._servers += [SGLangServer(url, config.tensor, config.timeout_seconds) for url in config.urls]
-        for server in self._servers:
-            server.wait_ready(config)
+        if info.get("tp_size") != self._config.tensor:
+            raise EngineError(
+                Phase.START,
+                self.name,
+                f"serves with tensor size {info.get('tp_size')}, rollout.sglang.tensor={self._config.tensor}",
+            )
 
-    def close(self) -> None:
-        """Ends the servers that this engine started."""
-        self._version, self._phase = None, Phase.STOPPED
-        for server in self._servers:
-            server.stop()
-        self._transport.close()
-
-    def health(self) -> str:
-        """Says "ready", "no weights", or in a sentence what is wrong."""
-        for server in self._servers:
-            if (reason := server.ended()) is not None:
-                return f"{server.name}: {reason}"
-        if self._phase is not Phase.READY:
-            return f"phase {self._phase}"
-        return "no weights" if self._version is None else "ready"
-
-    def release_memory(self) -> None:
-        """Asks the servers to free caches and weights."""
-        self._version = None
-        for server in self._servers:
-            server.call(Phase.MEMORY, "POST", "/release_memory_occupation", tags=["kv_cache", "weights"])
-        self._phase = Phase.MEMORY
-
-    def resume_memory(self) -> None:
-        """Asks the servers to take the memory back."""
-        if self._phase is Phase.MEMORY:
-            for server in self._servers:
-                server.call(Phase.MEMORY, "POST", "/resume_memory_occupation", tags=["weights", "kv_cache"])
-            self._phase = Phase.READY
-
-    def update_weights(self, stream: WeightStream, version: int) -> SyncReport:
-        """Replaces all weights of all servers. The stream is iterated to its end even after an error, because iterating is
-        collective.
-
-        Raises:
-            ValueError: a tensor is unknown, comes twice, has another shape, is quantised, or is missing at the end.
-            EngineError: a server refused, died, serves another version afterwards, or holds other bytes than `expect_weights`
-                promised.
-            RuntimeError: the memory is released.
-        """
-        report = self._receive(stream, version, self._transport)
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            self._compare(expected)
-        self._version = version
-        return report
-
-    def expect_weights(self, stream: WeightStream, version: int) -> None:
-        """Prepares a check of the next update, which must bring the same weights: the servers load them as SGLang loads any
-        checkpoint from disk, say what every tensor is then, and get junk in its place. Raises like `update_weights`."""
-        self._receive(stream, version, self._reference_transport)
-        self._expected = [server.checksums() for server in self._servers]
-        for server in self._servers:
-            server.scramble()
-
-    def _compare(self, expected: Sequence[Mapping[str, str]]) -> None:
-        for server, sums in zip(self._servers, expected, strict=True):
-            found = server.checksums()
-            wrong = sorted(name for name in sums.keys() | found.keys() if sums.get(name) != found.get(name))
-            if wrong:
-                raise EngineError(
-                    Phase.SYNC,
-                    server.name,
-                    f"{len(wrong)} of {len(sums)} tensors are not those of the exported checkpoint, first {wrong[0]!r}",
-                )
-
-    def _receive(self, stream: WeightStream, version: int, transport: Transport) -> SyncReport:
-        """One update, after which the engine still refuses to generate."""
-        started, tensors, size = time.perf_counter(), 0, 0
-        self._version = None
-
-        def counted() -> Iterator[WeightItem]:
-            nonlocal tensors, size
-            shapes, tied = expected_tensors(self._hf_config), bool(self._hf_config.tie_word_embeddings)
-            for item in checked_items(stream, shapes, tied, "weight update"):
-                tensors, size = tensors + 1, size + item.tensor.nbytes
-                yield item
-
+    def _answers(self) -> bool:
         try:
-            if self._phase is not Phase.READY:
-                raise RuntimeError(f"update_weights while {self.health()}")
-            transport.send(counted(), self._servers, version)
-            for server in self._servers:
-                server.check_version(version)
-        finally:
-            for _ in stream:
-                pass
-        return SyncReport(tensors, size, time.perf_counter() - started, version)
+            return self._client.get("/ready", timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
 
-    async def abort(self) -> None:
-        """Ends all requests under way; their answers come with finish reason "abort"."""
-        async with httpx.AsyncClient(trust_env=False) as client:
-            await asyncio.gather(*(server.abort(client) for server in self._servers))
+    def ended(self) -> str | None:
+        """How the server's process ended; None while it runs or is not this run's."""
+        return self._process.ended() if self._process is not None else None
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Answers in the order of the requests.
-
-        Raises:
-            RuntimeError: no complete weights are loaded.
-            ValueError: placeholders and images of a request disagree, or an image is no picture of the checkpoint's processor.
-            KeyError: an image is not in the lookup.
-            EngineError: a server died, did not answer in time, read other ids than it was given, served other weights, or ended
-                a response on an id that does not end it.
-        """
-        if self._version is None:
-            raise RuntimeError(f"the SGLang engine cannot generate: {self.health()}")
-        pictures: dict[str, str] = {}
-        calls = _calls(requests, self._deterministic)
-        bodies = [self._body(call, pictures) for call in calls]
-        answers: list[Generation | None] = [None] * len(requests)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
-            tasks = [asyncio.create_task(self._run(client, *pair)) for pair in zip(calls, bodies, strict=True)]
-            try:
-                for call, generations in zip(calls, await asyncio.gather(*tasks), strict=True):
-                    for index, generation in zip(call.indices, generations, strict=True):
-                        answers[index] = generation
-            except BaseException:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
-        return answers
-
-    async def _run(self, client: httpx.AsyncClient, call: _Call, body: Mapping[str, Any]) -> list[Generation]:
-        """One call at the server that has the least to do."""
-        server = min(self._servers, key=lambda candidate: candidate.outstanding)
-        server.outstanding += call.tokens
+    def call(self, phase: Phase, method: str, path: str, **body: Any) -> dict[str, Any]:
+        """One request that must succeed: HTTP status 200 and, where the answer holds a success flag, a true one."""
         try:
-            answers = await server.generate(client, body)
-        finally:
-            server.outstanding -= call.tokens
-        if len(answers) != len(call.indices):
-            reason = f"gave {len(answers)} answers where {len(call.indices)} were asked for"
-            raise EngineError(Phase.GENERATE, server.name, reason)
-        return [_generation(answer, call.request, self._version, server.name) for answer in answers]
+            answer = self._client.request(method, path, json=body if method == "POST" else None)
+        except httpx.TransportError as error:
+            raise self._lost(phase, path, error) from error
+        return self._checked(phase, path, answer)
 
-    def _body(self, call: _Call, pictures: dict[str, str]) -> dict[str, Any]:
-        """The JSON of a call. `pictures` collects encoded images, so that each is encoded once."""
-        request = call.request
-        for image in request.images:
-            if image.key not in pictures:
-                png = self._pictures.png(self._images[image.key], salt=f"weights {self._version}")
-                pictures[image.key] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        samples = len(call.indices)
+    async def generate(
+        self, client: httpx.AsyncClient, request: GenerationRequest, samples: int, pictures: Sequence[bytes]
+    ) -> list[Generation]:
+        """`samples` responses to one prompt. `pictures` are its images as PNG files, in the order of the prompt."""
+        try:
+            answer = await client.post(
+                f"{self._url}/generate", json=self._body(request, samples, pictures), timeout=self._timeout
+            )
+        except httpx.TransportError as error:
+            raise self._lost(Phase.GENERATE, "/generate", error) from error
+        found = self._checked(Phase.GENERATE, "/generate", answer)
+        answers = found if isinstance(found, list) else [found]
+        if len(answers) != samples:
+            reason = f"gave {len(answers)} answers where {samples} were asked for"
+            raise EngineError(Phase.GENERATE, self.name, reason)
+        return [_generation(answer, request, self.name) for answer in answers]
+
+    def _body(self, request: GenerationRequest, samples: int, pictures: Sequence[bytes]) -> dict[str, Any]:
         sampling = _sampling(request.sampling) | {"n": samples}
         if self._deterministic:
             sampling["sampling_seed"] = request.seed & (2**63 - 1)
         body = {
-            "input_ids": _one_placeholder_each(request, self._hf_config.image_token_id),
+            "input_ids": _one_placeholder_each(request, self._placeholder),
             "sampling_params": sampling,
             "return_logprob": True,
             "return_prompt_token_ids": True,
         }
-        if request.images:
-            images = [pictures[image.key] for image in request.images]
+        if pictures:
+            images = [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pictures]
             # SGLang makes a batch of one of a prompt with several samples, and then expects a list of images a prompt.
             body["image_data"] = images if samples == 1 else [images]
         return body
 
+    async def abort(self, client: httpx.AsyncClient) -> None:
+        """Ends all requests under way."""
+        try:
+            answer = await client.post(f"{self._url}/abort_request", json={"abort_all": True}, timeout=self._timeout)
+        except httpx.TransportError as error:
+            raise self._lost(Phase.GENERATE, "/abort_request", error) from error
+        self._checked(Phase.GENERATE, "/abort_request", answer)
 
-def _calls(requests: Sequence[GenerationRequest], deterministic: bool) -> list[_Call]:
-    """Requests with equal prompt and sampling together, unless each has its own seed."""
-    together: dict[tuple, list[int]] = {}
-    for index, request in enumerate(requests):
-        own = (index,) if deterministic else ()
-        together.setdefault((request.token_ids, request.images, request.sampling, *own), []).append(index)
-    return [_Call(requests[indices[0]], tuple(indices)) for indices in together.values()]
+    def begin_update(self) -> None:
+        """Opens the server's weight update."""
+        self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
+
+    def end_update(self) -> None:
+        """Closes it: the server finishes its derived weights."""
+        self.call(Phase.SYNC, "POST", "/end_weight_update")
+
+    def load_folder(self, folder: Path, version: int) -> None:
+        """Lets the server read all weights from a checkpoint folder and forget what it cached; returns when all its ranks have.
+
+        SGLang answers when its *first* rank has read. The others answer nothing, but opening an update waits for them all.
+        """
+        self.call(
+            Phase.SYNC,
+            "POST",
+            "/update_weights_from_disk",
+            model_path=str(folder),
+            load_format="auto",
+            weight_version=str(version),
+            flush_cache=True,
+        )
+        self.begin_update()
+        self.end_update()
+
+    def load_bucket(self, handles: Sequence[bytes], version: int) -> None:
+        """Lets each tensor-parallel rank of the server copy the tensors behind its handle; returns when all have."""
+        self.call(
+            Phase.SYNC,
+            "POST",
+            "/update_weights_from_tensor",
+            serialized_named_tensors=[base64.b64encode(handle).decode() for handle in handles],
+            load_format="flattened_bucket",
+            weight_version=str(version),
+            flush_cache=True,
+        )
+
+    def check_version(self, version: int) -> None:
+        """Asks the server which weights it serves."""
+        served = self.call(Phase.SYNC, "GET", "/model_info").get("weight_version")
+        if served != str(version):
+            raise EngineError(Phase.SYNC, self.name, f"serves weight version {served!r} after an update to {version}")
+
+    def checksums(self) -> dict[str, str]:
+        """SGLang's own checksum of each of its tensors, by `rank <tensor-parallel rank>: <name in SGLang's model>`."""
+        answer = self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum", skip_tensor_list=_COMPUTED)
+        return {
+            f"rank {rank['parallelism_info'][0]['tp_rank']}: {name}": value
+            for rank in answer["ranks"]
+            for name, value in rank["checksums"].items()
+        }
+
+    def scramble(self) -> None:
+        """Overwrites all weights with random numbers; tables that no update would bring back stay."""
+        self.call(Phase.SYNC, "POST", "/weights_checker", action="reset_tensors", skip_tensor_list=_COMPUTED)
+
+    def stop(self) -> None:
+        """Ends a server that this run started; an external one goes on."""
+        self._client.close()
+        if self._process is not None:
+            self._process.stop()
+
+    def _lost(self, phase: Phase, path: str, error: httpx.TransportError) -> EngineError:
+        how = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "broke the connection"
+        # A process that was just killed has closed its sockets before it can be waited for.
+        time.sleep(0.2)
+        state = self.ended() or "it still runs"
+        return EngineError(phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {state}")
+
+    def _checked(self, phase: Phase, path: str, answer: httpx.Response) -> Any:
+        if answer.status_code != 200:
+            raise EngineError(phase, self.name, f"{path} answered {answer.status_code}: {answer.text[:500]}")
+        try:
+            found = answer.json()
+        except ValueError:
+            found = {}
+        if isinstance(found, dict) and found.get("success") is False:
+            raise EngineError(phase, self.name, f"{path} failed: {found.get('message')}")
+        return found
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:
@@ -317,8 +294,8 @@ def _one_placeholder_each(request: GenerationRequest, placeholder: int) -> list[
     return kept
 
 
-def _generation(answer: Mapping[str, Any], request: GenerationRequest, version: int, server: str) -> Generation:
-    """The answer, checked: what was read, with which weights, and why it ended."""
+def _generation(answer: Mapping[str, Any], request: GenerationRequest, server: str) -> Generation:
+    """The answer, checked: what was read, what was written, and why it ended."""
     about = answer["meta_info"]
     finish = about["finish_reason"] or {}
     ids = tuple(answer["output_ids"])
@@ -326,8 +303,8 @@ def _generation(answer: Mapping[str, Any], request: GenerationRequest, version: 
     wrong = None
     if tuple(answer.get("prompt_token_ids") or ()) != request.token_ids:
         wrong = f"read a prompt of {about.get('prompt_tokens')} ids that are not the request's {len(request.token_ids)}"
-    elif about.get("weight_version") != str(version):
-        wrong = f"answered with weight version {about.get('weight_version')!r}, not {version}"
+    elif not str(about.get("weight_version")).isdecimal():
+        wrong = f"answered with weight version {about.get('weight_version')!r}, which no update gave it"
     elif tuple(entry[1] for entry in scored) != ids:
         wrong = f"gave log-probs of {len(scored)} tokens for a response of {len(ids)}, or of other tokens"
     elif finish.get("type") not in ("stop", "length", "abort"):
@@ -339,4 +316,4 @@ def _generation(answer: Mapping[str, Any], request: GenerationRequest, version: 
     if wrong is not None:
         raise EngineError(Phase.GENERATE, server, wrong)
     log_probs = np.array([entry[0] for entry in scored], dtype=np.float32)
-    return Generation(ids, log_probs, finish["type"], version)
+    return Generation(ids, log_probs, finish["type"], int(about["weight_version"]))

@@ -28,7 +28,7 @@ from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
-from octopus_mcore.rollout.sglang import SGLangEngine
+from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
 from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_tallies
@@ -198,7 +198,7 @@ def build_engine(config: Config, world: World, processor: Processor, folder: Pat
     if not world.is_replica_leader:
         return None
     if config.rollout.engine == "sglang":
-        engine = SGLangEngine(
+        engine = ServedEngine(
             config.rollout.sglang,
             config.model.path,
             processor.images,

@@ -11,7 +11,7 @@ import pytest
 
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.rollout.sglang import SGLangEngine
+from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.world import local_device
 from tests.engines.reference import checkpoint, random_weights, stream_of
 
@@ -27,9 +27,9 @@ def engine_python() -> str:
 
 
 @contextmanager
-def serving(python: str, folder: Path, logs: Path, deterministic: bool = False, **options: object) -> Iterator[SGLangEngine]:
+def serving(python: str, folder: Path, logs: Path, deterministic: bool = False, **options: object) -> Iterator[ServedEngine]:
     """An engine for the checkpoint folder, without weights yet."""
-    engine = SGLangEngine(
+    engine = ServedEngine(
         SGLangConfig(**{"python": python, "max_total_tokens": 16384, "timeout_seconds": 120} | options),
         str(folder),
         Processor.from_pretrained(folder, "", 500).images,
@@ -55,21 +55,21 @@ def untied(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def shared_engine(engine_python: str, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangEngine]:
+def shared_engine(engine_python: str, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
     """One server of the tied checkpoint, for tests that leave it running."""
     with serving(engine_python, tied, tmp_path_factory.mktemp("shared engine"), sync_bucket_mb=1) as engine:
         yield engine
 
 
 @pytest.fixture
-def engine(shared_engine: SGLangEngine, tied: Path) -> SGLangEngine:
+def engine(shared_engine: ServedEngine, tied: Path) -> ServedEngine:
     """The shared engine with weights of seed 1, version 1."""
     shared_engine.update_weights(stream_of(random_weights(tied, 1)), version=1)
     return shared_engine
 
 
 @pytest.fixture
-def processor(shared_engine: SGLangEngine, tied: Path, monkeypatch: pytest.MonkeyPatch) -> Processor:
+def processor(shared_engine: ServedEngine, tied: Path, monkeypatch: pytest.MonkeyPatch) -> Processor:
     """A processor whose images the shared engine sees."""
     processor = Processor.from_pretrained(tied, "", 500)
     monkeypatch.setattr(shared_engine, "_images", processor.images)

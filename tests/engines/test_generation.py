@@ -11,18 +11,17 @@ import pytest
 
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.rollout.embedded import EmbeddedEngine
-from octopus_mcore.rollout.engine import GenerationRequest
-from octopus_mcore.rollout.server import EngineError, Phase
-from octopus_mcore.rollout.sglang import SGLangEngine
+from octopus_mcore.rollout.engine import EngineError, GenerationRequest, Phase
+from octopus_mcore.rollout.served import ServedEngine
 from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
 
-def generate(engine: SGLangEngine, asked: list[GenerationRequest]) -> list:
+def generate(engine: ServedEngine, asked: list[GenerationRequest]) -> list:
     return asyncio.run(engine.generate(asked))
 
 
 def test_greedy_responses_to_0_1_and_3_images_are_those_of_the_embedded_engine(
-    engine: SGLangEngine, processor: Processor, tied: Path
+    engine: ServedEngine, processor: Processor, tied: Path
 ):
     asked = requests(processor, temperature=0.0)
     embedded = EmbeddedEngine(tied, processor.images)
@@ -37,7 +36,7 @@ def test_greedy_responses_to_0_1_and_3_images_are_those_of_the_embedded_engine(
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_log_probs_of_samples_are_temperature_scaled_and_over_the_allowed_ids(
-    engine: SGLangEngine, processor: Processor, tied: Path, temperature: float
+    engine: ServedEngine, processor: Processor, tied: Path, temperature: float
 ):
     asked = requests(processor, samples=4, temperature=temperature)
     answers = generate(engine, asked)
@@ -46,21 +45,21 @@ def test_log_probs_of_samples_are_temperature_scaled_and_over_the_allowed_ids(
     assert len({answer.token_ids for answer in answers[4:8]}) > 1, "four samples of a prompt are four draws"
 
 
-def test_greedy_and_sampled_requests_share_a_batch(engine: SGLangEngine, processor: Processor, tied: Path):
+def test_greedy_and_sampled_requests_share_a_batch(engine: ServedEngine, processor: Processor, tied: Path):
     asked = requests(processor, temperature=0.0) + requests(processor, temperature=0.5)
     answers = generate(engine, asked)
     expected = reference_log_probs(tied, random_weights(tied, 1), processor.images, asked, answers)
     assert largest_difference(expected, answers) <= 1e-4
 
 
-def test_truncated_sampling_reports_untruncated_log_probs(engine: SGLangEngine, processor: Processor, tied: Path):
+def test_truncated_sampling_reports_untruncated_log_probs(engine: ServedEngine, processor: Processor, tied: Path):
     asked = requests(processor, samples=2, top_p=0.5)
     answers = generate(engine, asked)
     expected = reference_log_probs(tied, random_weights(tied, 1), processor.images, asked, answers)
     assert largest_difference(expected, answers) <= 1e-4
 
 
-def test_banned_ids_are_never_sampled(engine: SGLangEngine, processor: Processor, tied: Path):
+def test_banned_ids_are_never_sampled(engine: ServedEngine, processor: Processor, tied: Path):
     vocabulary = random_weights(tied, 1)["model.language_model.embed_tokens.weight"].shape[0]
     allowed = {20, 21, 22}
     banned = tuple(token for token in range(vocabulary) if token not in allowed)
@@ -71,7 +70,7 @@ def test_banned_ids_are_never_sampled(engine: SGLangEngine, processor: Processor
     assert largest_difference(expected, answers) <= 1e-4
 
 
-def test_a_stop_id_ends_a_response_and_stays_its_last_id(engine: SGLangEngine, processor: Processor):
+def test_a_stop_id_ends_a_response_and_stays_its_last_id(engine: ServedEngine, processor: Processor):
     free = generate(engine, requests(processor, temperature=0.0))[1].token_ids
     stop = free[5]
     answer = generate(engine, requests(processor, temperature=0.0, stop_token_ids=(stop,)))[1]
@@ -79,7 +78,7 @@ def test_a_stop_id_ends_a_response_and_stays_its_last_id(engine: SGLangEngine, p
     assert answer.finish_reason == "stop" and len(answer.log_probs) == len(answer.token_ids)
 
 
-def test_goes_on_from_given_ids(engine: SGLangEngine, processor: Processor):
+def test_goes_on_from_given_ids(engine: ServedEngine, processor: Processor):
     asked = requests(processor, temperature=0.0)
     whole = generate(engine, asked)
     continued = [
@@ -94,7 +93,7 @@ def test_goes_on_from_given_ids(engine: SGLangEngine, processor: Processor):
 
 
 def test_an_image_of_another_size_than_the_prompt_says_is_an_error(
-    engine: SGLangEngine, processor: Processor, monkeypatch: pytest.MonkeyPatch
+    engine: ServedEngine, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ):
     asked = requests(processor, temperature=0.0)
     small, other = asked[2].images[0], asked[2].images[1]
@@ -105,7 +104,7 @@ def test_an_image_of_another_size_than_the_prompt_says_is_an_error(
     assert caught.value.phase is Phase.GENERATE
 
 
-def test_placeholders_that_no_image_explains_are_refused(engine: SGLangEngine, processor: Processor):
+def test_placeholders_that_no_image_explains_are_refused(engine: ServedEngine, processor: Processor):
     _, one, three = requests(processor)
     with pytest.raises(ValueError, match="beyond those of its 1 images"):
         generate(engine, [replace(three, images=three.images[:1])])
@@ -113,14 +112,14 @@ def test_placeholders_that_no_image_explains_are_refused(engine: SGLangEngine, p
         generate(engine, [replace(one, images=(replace(one.images[0], offset=0),))])
 
 
-def test_an_end_id_of_the_checkpoint_that_the_request_does_not_name_is_an_error(engine: SGLangEngine, processor: Processor):
+def test_an_end_id_of_the_checkpoint_that_the_request_does_not_name_is_an_error(engine: ServedEngine, processor: Processor):
     vocabulary = range(len(processor.tokenizer))
     banned = tuple(token for token in vocabulary if token not in processor.tokens.end_ids)
     with pytest.raises(EngineError, match="none of the stop ids"):
         generate(engine, requests(processor, stop_token_ids=(20,), banned_token_ids=banned))
 
 
-def test_abort_ends_requests_under_way(engine: SGLangEngine, processor: Processor):
+def test_abort_ends_requests_under_way(engine: ServedEngine, processor: Processor):
     async def aborted() -> list:
         under_way = asyncio.create_task(engine.generate(requests(processor, max_new_tokens=700)))
         await asyncio.sleep(1.5)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.rollout.server import EngineError, Phase
-from octopus_mcore.rollout.sglang import SGLangEngine
-from octopus_mcore.rollout.sglang_server import SGLangServer
+from octopus_mcore.rollout.engine import EngineError, Phase
+from octopus_mcore.rollout.served import ServedEngine
+from octopus_mcore.rollout.sglang import SGLangServer
 from tests.engines.conftest import serving
 from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
@@ -24,7 +24,7 @@ from tests.engines.reference import largest_difference, random_weights, referenc
 @pytest.fixture(scope="module")
 def seeded(
     engine_python: str, tied: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[SGLangEngine, Processor]]:
+) -> Iterator[tuple[ServedEngine, Processor]]:
     """A deterministic engine of two servers with weights of seed 1, and a processor whose images it sees. A test kills it."""
     with serving(engine_python, tied, tmp_path_factory.mktemp("seeded"), deterministic=True, engines=2) as engine:
         processor = Processor.from_pretrained(tied, "", 500)
@@ -33,7 +33,7 @@ def seeded(
         yield engine, processor
 
 
-def test_a_seed_determines_a_response_whatever_runs_beside_it(seeded: tuple[SGLangEngine, Processor], tied: Path):
+def test_a_seed_determines_a_response_whatever_runs_beside_it(seeded: tuple[ServedEngine, Processor], tied: Path):
     engine, processor = seeded
     asked = requests(processor, samples=3)
     together = asyncio.run(engine.generate(asked))
@@ -45,7 +45,7 @@ def test_a_seed_determines_a_response_whatever_runs_beside_it(seeded: tuple[SGLa
 
 
 def test_requests_go_to_the_server_with_the_fewest_outstanding_tokens(
-    seeded: tuple[SGLangEngine, Processor], monkeypatch: pytest.MonkeyPatch
+    seeded: tuple[ServedEngine, Processor], monkeypatch: pytest.MonkeyPatch
 ):
     engine, processor = seeded
     taken = {server.name: 0 for server in engine._servers}
@@ -62,7 +62,7 @@ def test_requests_go_to_the_server_with_the_fewest_outstanding_tokens(
     assert all(server.outstanding == 0 for server in engine._servers)
 
 
-def test_a_server_that_is_killed_is_named_with_the_phase(seeded: tuple[SGLangEngine, Processor], tied: Path):
+def test_a_server_that_is_killed_is_named_with_the_phase(seeded: tuple[ServedEngine, Processor], tied: Path):
     engine, processor = seeded
 
     async def killed() -> None:

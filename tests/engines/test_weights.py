@@ -12,9 +12,9 @@ import torch
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.models.weight_stream import WeightItem
-from octopus_mcore.rollout.server import EngineError, Phase
-from octopus_mcore.rollout.sglang import SGLangEngine
-from octopus_mcore.rollout.weight_sync import build_transport
+from octopus_mcore.rollout.engine import EngineError, Phase
+from octopus_mcore.rollout.served import ServedEngine
+from octopus_mcore.rollout.sync import build_transport
 from tests.engines.conftest import serving
 from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
@@ -22,13 +22,13 @@ TRANSPORTS = ("ipc", "disk")
 
 
 @pytest.fixture(scope="module")
-def split_engine(engine_python: str, untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangEngine]:
+def split_engine(engine_python: str, untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
     """An untied checkpoint on a server of two tensor-parallel ranks."""
     with serving(engine_python, untied, tmp_path_factory.mktemp("split engine"), tensor=2, sync_bucket_mb=1) as engine:
         yield engine
 
 
-def use(engine: SGLangEngine, transport: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processor:
+def use(engine: ServedEngine, transport: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processor:
     """Lets the engine receive by this transport; a processor whose images it sees."""
     processor = Processor.from_pretrained(folder, "", 500)
     config = SGLangConfig(transport=transport, sync_bucket_mb=1)
@@ -37,7 +37,7 @@ def use(engine: SGLangEngine, transport: str, folder: Path, tmp_path: Path, monk
     return processor
 
 
-def check_sync(engine: SGLangEngine, folder: Path, processor: Processor) -> list[dict[str, str]]:
+def check_sync(engine: ServedEngine, folder: Path, processor: Processor) -> list[dict[str, str]]:
     """Syncs two sets of weights in turn; responses must be those of Transformers with the same weights, on the same images."""
     sums = []
     for version, seed in enumerate((1, 2, 1), start=5):
@@ -59,7 +59,7 @@ def check_sync(engine: SGLangEngine, folder: Path, processor: Processor) -> list
 
 
 def test_every_transport_brings_the_same_bytes_to_a_tied_model(
-    shared_engine: SGLangEngine, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_engine: ServedEngine, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     sums = [
         check_sync(shared_engine, tied, use(shared_engine, transport, tied, tmp_path, monkeypatch)) for transport in TRANSPORTS
@@ -68,7 +68,7 @@ def test_every_transport_brings_the_same_bytes_to_a_tied_model(
 
 
 def test_every_transport_brings_the_same_bytes_to_an_untied_model_on_two_ranks(
-    split_engine: SGLangEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split_engine: ServedEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     sums = [
         check_sync(split_engine, untied, use(split_engine, transport, untied, tmp_path, monkeypatch))
@@ -78,7 +78,7 @@ def test_every_transport_brings_the_same_bytes_to_an_untied_model_on_two_ranks(
 
 
 def test_a_changed_vision_tower_is_seen_on_an_image_that_was_encoded_before(
-    engine: SGLangEngine, processor: Processor, tied: Path
+    engine: ServedEngine, processor: Processor, tied: Path
 ):
     asked = requests(processor, temperature=0.0)
     before = asyncio.run(engine.generate(asked))
@@ -93,7 +93,7 @@ def test_a_changed_vision_tower_is_seen_on_an_image_that_was_encoded_before(
 
 
 def test_the_check_passes_where_every_byte_arrives_and_names_the_tensor_where_one_does_not(
-    split_engine: SGLangEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split_engine: ServedEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     processor = use(split_engine, "ipc", untied, tmp_path, monkeypatch)
     weights = random_weights(untied, 3)
@@ -115,7 +115,7 @@ def test_the_check_passes_where_every_byte_arrives_and_names_the_tensor_where_on
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_incomplete_stream_leaves_the_engine_unusable_until_the_next_update(
-    engine: SGLangEngine, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+    engine: ServedEngine, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ):
     processor = use(engine, transport, tied, tmp_path, monkeypatch)
     weights = random_weights(tied, 2)
@@ -128,7 +128,7 @@ def test_an_incomplete_stream_leaves_the_engine_unusable_until_the_next_update(
     assert asyncio.run(engine.generate(requests(processor)))[0].version == 3
 
 
-def test_the_stream_is_read_to_its_end_when_a_tensor_is_refused(engine: SGLangEngine):
+def test_the_stream_is_read_to_its_end_when_a_tensor_is_refused(engine: ServedEngine):
     read = []
 
     def stream():
@@ -142,13 +142,13 @@ def test_the_stream_is_read_to_its_end_when_a_tensor_is_refused(engine: SGLangEn
     assert engine.health() == "no weights"
 
 
-def test_a_refusal_of_the_server_is_an_error_of_the_sync(engine: SGLangEngine, tmp_path: Path):
+def test_a_refusal_of_the_server_is_an_error_of_the_sync(engine: ServedEngine, tmp_path: Path):
     with pytest.raises(EngineError, match="update_weights_from_disk") as caught:
         engine._servers[0].load_folder(tmp_path / "nowhere", version=9)
     assert caught.value.phase is Phase.SYNC
 
 
-def test_a_released_engine_takes_weights_only_after_resuming(engine: SGLangEngine, processor: Processor, tied: Path):
+def test_a_released_engine_takes_weights_only_after_resuming(engine: ServedEngine, processor: Processor, tied: Path):
     engine.release_memory()
     with pytest.raises(RuntimeError, match="memory"):
         engine.update_weights(stream_of(random_weights(tied, 1)), version=2)

@@ -13,7 +13,8 @@ import torch
 
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.weight_stream import WeightItem
-from octopus_mcore.rollout.weight_sync import DiskTransport, SharedMemoryTransport
+from octopus_mcore.rollout.sync.disk import DiskTransport
+from octopus_mcore.rollout.sync.shared_memory import SharedMemoryTransport
 
 
 class Copying:

@@ -9,30 +9,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
+
+from octopus_mcore.rollout.engine import EngineError, Phase
 
 _LOG_TAIL_BYTES = 3000
 _PR_SET_PDEATHSIG = 1
-
-
-class Phase(StrEnum):
-    """What an engine is doing; error messages and `health` name it."""
-
-    START = "start"
-    READY = "ready"
-    GENERATE = "generate"
-    SYNC = "weight sync"
-    MEMORY = "memory"
-    STOPPED = "stopped"
-
-
-class EngineError(RuntimeError):
-    """An engine died, hung, refused or answered what it must not. `phase` says in what, `party` which engine."""
-
-    def __init__(self, phase: Phase, party: str, reason: str) -> None:
-        self.phase, self.party, self.reason = phase, party, reason
-        super().__init__(f'{party}, phase "{phase}": {reason}')
 
 
 class ServerProcess:

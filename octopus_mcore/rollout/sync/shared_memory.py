@@ -1,90 +1,21 @@
-"""How checked weights travel to servers. One stream feeds every transport; a transport changes where bytes lie, never names or
-values.
-
-All transports return only when every server has copied what it was sent, so a buffer is never written while somebody reads it.
-"""
+"""Weights through memory that trainer and servers of one machine share."""
 
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
 
 import torch
 
-from octopus_mcore.config.schema import SGLangConfig
-from octopus_mcore.models.hf_folder import save_hf_folder
 from octopus_mcore.models.weight_stream import WeightItem
+from octopus_mcore.rollout.sync.transport import Receiver
 
 _ALIGNMENT = 16
 """Bytes at whose multiples tensors start in a bucket, so that each can be viewed as its own dtype."""
-
-
-class Receiver(Protocol):
-    """What a transport needs of a server. Every call returns when the server is done and raises when it fails."""
-
-    tensor: int
-
-    def begin_update(self) -> None:
-        """Opens an update."""
-        ...
-
-    def load_bucket(self, handles: Sequence[bytes], version: int) -> None:
-        """Copies the tensors behind one handle per tensor-parallel rank."""
-        ...
-
-    def end_update(self) -> None:
-        """Closes the update."""
-        ...
-
-    def load_folder(self, folder: Path, version: int) -> None:
-        """Reads all weights from a checkpoint folder."""
-        ...
-
-
-class Transport(Protocol):
-    """Brings all items of one update to all servers."""
-
-    def send(self, items: Iterator[WeightItem], servers: Sequence[Receiver], version: int) -> None:
-        """An item's tensor is read before the next item is asked for. Raises what items and servers raise."""
-        ...
-
-    def close(self) -> None:
-        """Frees buffers and files."""
-        ...
-
-
-def build_transport(config: SGLangConfig, folder: Path, model: str) -> Transport:
-    """The configured transport; `folder` is where files may go, `model` the checkpoint that the weights belong to."""
-    if config.transport == "disk":
-        return DiskTransport(Path(config.weights_folder or folder) / "weights", model)
-    return SharedMemoryTransport(config.sync_bucket_mb * 2**20)
-
-
-class DiskTransport:
-    """A complete checkpoint folder per version, removed when all servers have read it. For servers that share a file system."""
-
-    def __init__(self, folder: Path, model: str) -> None:
-        self._folder, self._model = folder.absolute(), model
-
-    def send(self, items: Iterator[WeightItem], servers: Sequence[Receiver], version: int) -> None:
-        """Writes the folder, then has every server read it."""
-        folder = self._folder / f"version-{version}"
-        try:
-            save_hf_folder(([item] for item in items), folder, self._model)
-            for server in servers:
-                server.load_folder(folder, version)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """Nothing is kept."""
 
 
 class SharedMemoryTransport:
