@@ -51,9 +51,9 @@ def test_requests_go_to_the_server_with_the_fewest_outstanding_tokens(
     taken = {server.name: 0 for server in engine._servers}
     generate = SGLangServer.generate
 
-    async def counting(server, client, body):
-        taken[server.name] += len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"]
-        return await generate(server, client, body)
+    async def counting(server, client, request, samples, pictures):
+        taken[server.name] += len(request.token_ids) + samples * request.sampling.max_new_tokens
+        return await generate(server, client, request, samples, pictures)
 
     monkeypatch.setattr(SGLangServer, "generate", counting)
     asyncio.run(engine.generate(requests(processor, samples=4)))
