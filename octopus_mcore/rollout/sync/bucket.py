@@ -1,0 +1,43 @@
+"""Tensors one behind the other in one buffer: the unit in which weights travel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+
+from octopus_mcore.models.weight_stream import WeightItem
+
+_ALIGNMENT = 16
+"""Bytes at whose multiples tensors start in a bucket, so that each can be viewed as its own dtype."""
+
+
+@dataclass
+class Bucket:
+    """Tensors one behind the other in a buffer of bytes."""
+
+    buffer: torch.Tensor
+    used: int = 0
+    metadata: list[SimpleNamespace] = field(default_factory=list)
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor still has room."""
+        return self.used + tensor.nbytes <= self.buffer.numel()
+
+    def add(self, item: WeightItem) -> None:
+        """Copies the tensor into the buffer."""
+        tensor, start = item.tensor.detach(), self.used
+        place = self.buffer[start : start + tensor.nbytes]
+        place.view(tensor.dtype).copy_(tensor.reshape(-1))
+        self.metadata.append(
+            SimpleNamespace(
+                name=item.name,
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                start_idx=start,
+                end_idx=start + tensor.nbytes,
+                numel=tensor.nbytes,
+            )
+        )
+        self.used = -(-(start + tensor.nbytes) // _ALIGNMENT) * _ALIGNMENT
