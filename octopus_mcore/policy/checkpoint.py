@@ -17,6 +17,7 @@ from megatron.core import dist_checkpointing, parallel_state
 
 from octopus_mcore.policy.optimizer_state import allocate_state, load_state
 from octopus_mcore.policy.policy import Policy
+from octopus_mcore.policy.residence import Part
 from octopus_mcore.runtime.world import World
 
 STATE_FILE = "state.json"
@@ -24,6 +25,7 @@ STATE_FILE = "state.json"
 
 def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world: World) -> None:
     """Writes weights, optimizer state and `state` (JSON values) to the folder `path`, replacing an unfinished one."""
+    policy.residence.require(Part.PARAMETERS, Part.OPTIMIZER)
     if world.is_main:
         if path.exists():
             remove_checkpoint(path)
@@ -44,6 +46,7 @@ def load_checkpoint(path: Path, policy: Policy, with_optimizer: bool) -> dict[st
         FileNotFoundError: the checkpoint is unfinished or absent.
     """
     state = read_state(path)
+    policy.residence.require(Part.PARAMETERS, Part.OPTIMIZER)
     if with_optimizer:
         allocate_state(policy.optimizer)
         loaded = dist_checkpointing.load(_sharded(policy, loading=True), str(path))

@@ -3,7 +3,7 @@ Every call is collective."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
 from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
 from octopus_mcore.policy.packing import plan_micro_batches
+from octopus_mcore.policy.residence import Part, Residence
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
 from octopus_mcore.policy.rows import Row
 from octopus_mcore.policy.step import HeadSettings, Pass, TokenFunction, run_pass
@@ -38,7 +39,8 @@ class Policy:
     """The trained role, its optimizer and, where a phase asks for one, the reference role.
 
     `version` counts optimizer updates since the run began; engines and spans carry it. `images` is where pixel values are
-    looked up, `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling).
+    looked up, `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling). `residence` moves its
+    memory to the host and back; a method that needs what lies on the host raises `Offloaded`.
     """
 
     def __init__(
@@ -53,9 +55,17 @@ class Policy:
         self.optimizer: MegatronOptimizer | None = None
         self.version = 0
         self._exporter = WeightExporter(self.main.model, self.main.entries)
+        self.residence = Residence(
+            {
+                Part.GRADIENTS: self._gradient_buffers,
+                Part.OPTIMIZER: self._optimizer_state,
+                Part.PARAMETERS: self._parameters,
+            }
+        )
 
     def begin_phase(self, optimizer: OptimizerConfig, with_reference: bool) -> None:
         """A fresh optimizer; the reference, if wanted, is the policy as it is now."""
+        self.residence.require(*Part)
         self.optimizer = None  # its memory goes before the new one takes its own
         self.optimizer = build_optimizer(self.main, optimizer)
         self.reference = self._copy_of_main() if with_reference else None
@@ -71,6 +81,7 @@ class Policy:
             temperature: divides the logits.
             reference: ask the reference role instead of the policy.
         """
+        self.residence.require(Part.PARAMETERS)
         role = self.reference if reference else self.main
         work = self._plan(rows, selections)
         head = HeadSettings(temperature, self._banned)
@@ -93,6 +104,7 @@ class Policy:
         """
         if self.optimizer is None:
             raise RuntimeError("Policy.update before Policy.begin_phase: there is no optimizer yet")
+        self.residence.require(*Part)
         self.main.trained.zero_grad_buffer()
         self.optimizer.zero_grad()
         records = self._run(rows, objective, temperature)
@@ -104,6 +116,7 @@ class Policy:
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:
         """The current weights as Hugging Face tensors (see `WeightExporter.stream`)."""
+        self.residence.require(Part.PARAMETERS)
         return self._exporter.stream(target)
 
     def _run(self, rows: Sequence[Row], objective: TokenFunction, temperature: float) -> list[LossRecord]:
@@ -122,6 +135,24 @@ class Policy:
             names=[row.name for row in rows],
         )
         return Pass(rows, selections, plan[self._world.data_rank])
+
+    def _gradient_buffers(self) -> Iterator[torch.Tensor]:
+        trained = self.main.trained
+        return (buffer.grad_data for buffer in (*trained.buffers, *trained.expert_parallel_buffers))
+
+    def _optimizer_state(self) -> Iterator[torch.Tensor]:
+        """Moments, and the float32 weights where the model's own are narrower. Step counters stay where they are."""
+        for part in self.optimizer.chained_optimizers if self.optimizer is not None else ():
+            for group in part.optimizer.param_groups:
+                yield from group["params"]
+            for state in part.optimizer.state.values():
+                yield from (value for value in state.values() if isinstance(value, torch.Tensor) and value.dim())
+
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        for role in (self.main, self.reference):
+            if role is not None:
+                yield from role.model.parameters()
+                yield from role.model.buffers()
 
     @torch.no_grad()
     def _copy_of_main(self) -> Role:
