@@ -31,8 +31,8 @@ class Offloaded(RuntimeError):
 class Residence:
     """Moves parts between device and host. `tensors` says what a part holds *now*: an optimizer is made anew for every phase.
 
-    A storage that several parts name belongs to the last of them in the order of `Part`. The contents of gradients are not kept:
-    they come back as zeros. Host copies stay allocated (pinned where there is a GPU) and are used again.
+    A storage that several parts name belongs to the last of them in the order of `Part`. The contents of gradients are not
+    kept: they come back as zeros. Host copies stay allocated (pinned where there is a GPU) and are used again.
     """
 
     def __init__(self, tensors: Mapping[Part, Callable[[], Iterable[torch.Tensor]]]) -> None:
