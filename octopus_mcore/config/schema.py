@@ -131,6 +131,9 @@ class SGLangConfig(Section):
     """Deadline until a started server answers."""
     timeout_seconds: float = Field(default=1800.0, gt=0)
     """Deadline of one answer: a prompt's responses, or one step of a weight update."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often a run starts a lost server again (or takes an external one back) before it does without it; when no server of a
+    replica is left, the run ends."""
     allow_untested: bool = False
     """Use an SGLang of another version than the tested 0.5.23."""
 
@@ -146,6 +149,9 @@ class RolloutConfig(Section):
     deterministic: bool = False
     """Responses of engine `sglang` depend on the run's seed alone. Costs its prefix cache: samples of a prompt no longer share
     their prefill. The embedded engine always is deterministic."""
+    max_staleness: Literal[0] = 0
+    """How many versions older than the policy's the weights of a rollout may be. 0 is the only value so far: generation and
+    training take turns, so an older rollout is a failure and ends the run."""
     n: int = Field(default=8, ge=1)
     """Native rollouts per prompt."""
     temperature: float = Field(default=1.0, gt=0)

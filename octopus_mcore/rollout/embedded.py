@@ -18,7 +18,16 @@ from transformers.initialization import no_init_weights
 
 from octopus_mcore.models.hf_folder import checked_items
 from octopus_mcore.models.weight_stream import WeightStream
-from octopus_mcore.rollout.engine import Generation, GenerationRequest, ImageLookup, SamplingParams, SyncReport
+from octopus_mcore.rollout.engine import (
+    UNATTENDED,
+    Attendant,
+    Generation,
+    GenerationRequest,
+    ImageLookup,
+    Losses,
+    SamplingParams,
+    SyncReport,
+)
 from octopus_mcore.rollout.hf_decoder import ImageFeatures, Prefix, image_features, prefill
 from octopus_mcore.rollout.sampling import sample, uniforms
 
@@ -62,6 +71,18 @@ class EmbeddedEngine:
         model.tie_weights()
         self._model = model.eval().requires_grad_(False)
 
+    @property
+    def version(self) -> int | None:
+        """The version of the weights; None where there are none."""
+        return self._version
+
+    def recover(self) -> None:
+        """It lives and dies with the trainer: nothing is ever to be replaced."""
+
+    def losses(self) -> Losses:
+        """None, ever."""
+        return Losses()
+
     def release_memory(self) -> None:
         """Frees the weights."""
         self._model = None
@@ -99,7 +120,7 @@ class EmbeddedEngine:
         self._version = version
         return SyncReport(tensors, size, time.perf_counter() - started, version)
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    async def generate(self, requests: Sequence[GenerationRequest], attendant: Attendant = UNATTENDED) -> list[Generation]:
         """Answers in the order of the requests.
 
         Raises:
@@ -120,6 +141,7 @@ class EmbeddedEngine:
                 features |= image_features(self._model, self._images, [key for key in here if key not in features])
                 for index, answer in zip(chunk, self._run([requests[index] for index in chunk], features), strict=True):
                     answers[index] = answer
+                attendant.finished(sum(answer is not None for answer in answers), len(answers))
         return answers
 
     @property

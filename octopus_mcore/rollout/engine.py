@@ -32,11 +32,24 @@ class Phase(StrEnum):
 
 
 class EngineError(RuntimeError):
-    """An engine died, hung, refused or answered what it must not. `phase` says in what, `party` which engine."""
+    """An engine refused or answered what it must not. `phase` says in what, `party` which engine or server.
+
+    Raised as it is, something was asked that another server would refuse as well, or all attempts are spent: nothing is
+    repeated.
+    """
 
     def __init__(self, phase: Phase, party: str, reason: str) -> None:
         self.phase, self.party, self.reason = phase, party, reason
         super().__init__(f'{party}, phase "{phase}": {reason}')
+
+
+class ServerFault(EngineError):
+    """A server is at fault and cannot be trusted any more: dead, silent past its deadline, out of memory, answering garbage, or
+    serving other weights than it was given. Another server, or this one after a restart, can do what was asked."""
+
+
+class StaleGeneration(EngineError):
+    """An answer of older weights than `rollout.max_staleness` allows, or of weights that the policy never had."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +98,60 @@ class SyncReport:
     version: int
 
 
+@dataclass(frozen=True)
+class Losses:
+    """How many servers were lost since the run began, and how many of them were started or found again."""
+
+    lost: int = 0
+    restarts: int = 0
+
+
+class Attendant:
+    """Who looks after a generation under way. This one cannot help; the trainer's seat of an engine can."""
+
+    def finished(self, done: int, total: int) -> None:
+        """`done` of `total` requests have their answers."""
+
+    async def weights_lost(self, fault: ServerFault) -> None:
+        """Nobody serves the weights any more, because of the fault. Returns when the engine has them again.
+
+        Raises:
+            ServerFault: nobody will bring them.
+        """
+        raise fault
+
+
+UNATTENDED = Attendant()
+"""Nobody: what a generation gets that nobody looks after."""
+
+
 class RolloutEngine(Protocol):
     """A generator of responses whose weights are replaced by the policy's after every step."""
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> Sequence[Generation]:
-        """Answers in the order of the requests. Raises when a request cannot be answered; never returns a made-up one."""
+    @property
+    def version(self) -> int | None:
+        """The version of the complete weights that it serves now; None where it has none, or has lost them."""
+        ...
+
+    async def generate(self, requests: Sequence[GenerationRequest], attendant: Attendant = UNATTENDED) -> Sequence[Generation]:
+        """Answers in the order of the requests. Raises when a request cannot be answered; never returns a made-up one. When
+        the weights are lost on the way it waits for `attendant.weights_lost`, and goes on with the requests that have no
+        answer yet."""
+        ...
+
+    def recover(self) -> None:
+        """Replaces what has failed, before an update: whatever takes long, no other rank waits for it within the weight stream.
+        Raises EngineError when nothing is left that could take weights."""
         ...
 
     def update_weights(self, stream: WeightStream, version: int) -> SyncReport:
         """Replaces *all* weights from the stream (collective over the replica). Raises when a tensor is missing, unknown or of
-        another shape, leaving the engine unusable until the next complete update."""
+        another shape, leaving the engine unusable until the next complete update; raises ServerFault when the update may
+        succeed after `recover`."""
+        ...
+
+    def losses(self) -> Losses:
+        """What has failed since the run began."""
         ...
 
     def release_memory(self) -> None:

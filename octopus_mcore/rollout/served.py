@@ -20,7 +20,17 @@ from transformers import AutoConfig
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.models.hf_folder import checked_items, expected_tensors
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
-from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, ImageLookup, Phase, SyncReport
+from octopus_mcore.rollout.engine import (
+    UNATTENDED,
+    Attendant,
+    EngineError,
+    Generation,
+    GenerationRequest,
+    ImageLookup,
+    Losses,
+    Phase,
+    SyncReport,
+)
 from octopus_mcore.rollout.pictures import PictureCodec
 from octopus_mcore.rollout.process import ServerProcess, free_port
 from octopus_mcore.rollout.sglang import SGLangServer, launch_command
@@ -121,6 +131,18 @@ class ServedEngine:
             return f"phase {self._phase}"
         return "no weights" if self._version is None else "ready"
 
+    @property
+    def version(self) -> int | None:
+        """The version of the complete weights that the servers have."""
+        return self._version
+
+    def recover(self) -> None:
+        """Nothing yet."""
+
+    def losses(self) -> Losses:
+        """Nothing yet."""
+        return Losses()
+
     def release_memory(self) -> None:
         """Asks the servers to free caches and weights."""
         self._version = None
@@ -199,7 +221,7 @@ class ServedEngine:
         async with httpx.AsyncClient(trust_env=False) as client:
             await asyncio.gather(*(server.abort(client) for server in self._servers))
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    async def generate(self, requests: Sequence[GenerationRequest], attendant: Attendant = UNATTENDED) -> list[Generation]:
         """Answers in the order of the requests.
 
         Raises:

@@ -66,7 +66,7 @@ def evaluation_prompts(config: Config, processor: Processor, names: Iterable[str
     return prompts
 
 
-def evaluation_tallies(
+async def evaluation_tallies(
     config: Config,
     engine: RolloutEngine,
     processor: Processor,
@@ -90,7 +90,7 @@ def evaluation_tallies(
             )
             program = ForcedRounds(SampleProgram(finder, sampling, n=1), processor.encode(SEPARATOR), config.eval.forced_rounds)
             place = f"{name}/{temperature_name(temperature)}"
-            rounds = asyncio.run(program.run_rounds(chosen, engine, judge, (config.run.seed, "evaluation", place)))
+            rounds = await program.run_rounds(chosen, engine, judge, (config.run.seed, "evaluation", place))
             for number, groups in enumerate(rounds):
                 tallies[f"{place}/round{number}" if number else place] = _tally(groups)
     return tallies
@@ -111,7 +111,7 @@ def evaluate(
     config: Config, engine: RolloutEngine, processor: Processor, judge: Judge, prompts: Mapping[str, Sequence[Prompt]]
 ) -> dict[str, float]:
     """Metrics of the engine's present weights on these prompts, by one process."""
-    return evaluation_metrics(evaluation_tallies(config, engine, processor, judge, prompts))
+    return evaluation_metrics(asyncio.run(evaluation_tallies(config, engine, processor, judge, prompts)))
 
 
 def evaluate_checkpoint(

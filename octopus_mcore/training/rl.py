@@ -42,6 +42,7 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
                 session.sync_engine()
             natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
             metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics | updates
+            metrics |= session.seat.losses()
             session.state.buffer = buffer.state_dict()
             _journal(session, name, step, groups, result.groups)
             end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)

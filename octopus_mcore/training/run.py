@@ -23,7 +23,7 @@ from octopus_mcore.runtime.world import World, join_world
 from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
 from octopus_mcore.training.resume import resume_state
 from octopus_mcore.training.rl import run_rl_phase
-from octopus_mcore.training.session import RunState, Session, build_engine
+from octopus_mcore.training.session import RunState, Session, build_engine, build_seat
 from octopus_mcore.training.sft import run_sft_phase
 
 
@@ -71,12 +71,13 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
     prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
+    engine = build_engine(config, world, processor, directory.engines, stack)
     return Session(
         config=config,
         world=world,
         processor=processor,
         policy=policy,
-        engine=build_engine(config, world, processor, directory.engines, stack),
+        seat=build_seat(config, world, policy, engine, progress),
         directory=directory,
         log=_open_log(config, directory, state, stack) if world.is_main else None,
         progress=progress,

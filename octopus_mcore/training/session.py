@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -31,7 +30,8 @@ from octopus_mcore.rollout.programs import SampleProgram
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
-from octopus_mcore.training.evaluate import evaluation_metrics, evaluation_tallies
+from octopus_mcore.training.engine_seat import EngineSeat
+from octopus_mcore.training.evaluate import Tallies, evaluation_metrics, evaluation_tallies
 
 _MOST_TOO_LONG_IN_A_ROW = 1000
 """When so many prompts in a row are too long, the limit is wrong and none will ever fit."""
@@ -53,38 +53,28 @@ class RunState:
 
 @dataclass
 class Session:
-    """One rank's run. `engine` is None on ranks that lead no replica; `log` is None on all ranks but the main one."""
+    """One rank's run. `log` is None on all ranks but the main one."""
 
     config: Config
     world: World
     processor: Processor
     policy: Policy
-    engine: RolloutEngine | None
+    seat: EngineSeat
     directory: RunDirectory
     log: MetricLog | None
     progress: Progress
     evaluation_prompts: Mapping[str, Sequence[Prompt]]
     state: RunState
     timer: StepTimer = field(default_factory=StepTimer)
-    served_version: int | None = None
+
+    @property
+    def engine(self) -> RolloutEngine | None:
+        """This rank's rollout engine; None on ranks that lead no replica."""
+        return self.seat.engine
 
     def sync_engine(self) -> None:
-        """Gives the engine the policy's weights, unless it has them; servers prove the first time that they got them.
-        Collective."""
-        if self.served_version == self.policy.version:
-            return
-        servers = self.config.rollout.engine == "sglang" and self.config.rollout.sglang.check_weights
-        if servers and self.served_version is None:
-            self._stream_to("expect_weights")
-        self._stream_to("update_weights")
-        self.served_version = self.policy.version
-
-    def _stream_to(self, receive: Literal["expect_weights", "update_weights"]) -> None:
-        stream = self.policy.weight_stream("leader")
-        if self.engine is not None:
-            getattr(self.engine, receive)(stream, self.policy.version)
-        for _ in stream:
-            pass
+        """Gives the engines the policy's weights. Collective, as `EngineSeat.sync`."""
+        self.seat.sync()
 
     def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
         """The next `count` prompts, and how many too long ones were passed over; moves the data cursor.
@@ -116,19 +106,17 @@ class Session:
         """Judged natives of all prompts, on every rank; each replica's engine answers its share."""
         if phase.rollout.replay is not None:
             return self._recorded(prompts, RunDirectory(Path(phase.rollout.replay)))
-        groups: list[Group] = []
-        if self.engine is not None and judge is not None:
-            sampling = SamplingParams(
-                temperature=phase.rollout.temperature,
-                top_p=phase.rollout.top_p,
-                max_new_tokens=phase.rollout.max_new_tokens,
-                stop_token_ids=self.processor.tokens.end_ids,
-                banned_token_ids=self.processor.tokens.banned,
-            )
-            program = SampleProgram(SpanFinder(self.processor.tokenizer), sampling, phase.rollout.n)
-            key = (self.config.run.seed, self.policy.version, "rollout")
-            groups = asyncio.run(program.run(self.share(prompts), self.engine, judge, key))
-        by_uid = {group.prompt.uid: group for part in self.world.all_gather(groups) for group in part}
+        sampling = SamplingParams(
+            temperature=phase.rollout.temperature,
+            top_p=phase.rollout.top_p,
+            max_new_tokens=phase.rollout.max_new_tokens,
+            stop_token_ids=self.processor.tokens.end_ids,
+            banned_token_ids=self.processor.tokens.banned,
+        )
+        program = SampleProgram(SpanFinder(self.processor.tokenizer), sampling, phase.rollout.n)
+        key = (self.config.run.seed, self.policy.version, "rollout")
+        parts = self.seat.run("rollout", lambda engine: program.run(self.share(prompts), engine, judge, key))
+        by_uid = {group.prompt.uid: group for part in parts for group in part}
         return [by_uid[prompt.uid] for prompt in prompts]
 
     def _recorded(self, prompts: Sequence[Prompt], recorded: RunDirectory) -> list[Group]:
@@ -154,12 +142,13 @@ class Session:
         """Evaluates the policy on the named sets and records it; metrics by `<set>/T<temperature>/<name>`, on every rank."""
         if not names:
             return {}
-        tallies: dict[str, Counter[str]] = {}
-        if self.engine is not None and judge is not None:
+
+        def tallies(engine: RolloutEngine) -> Coroutine[Any, Any, Tallies]:
             prompts = {name: self.share(self.evaluation_prompts[name]) for name in names}
-            tallies = evaluation_tallies(self.config, self.engine, self.processor, judge, prompts)
-        total: dict[str, Counter[str]] = {}
-        for part in self.world.all_gather(tallies):
+            return evaluation_tallies(self.config, engine, self.processor, judge, prompts)
+
+        total: Tallies = {}
+        for part in self.seat.run("evaluation", tallies):
             for place, counts in part.items():
                 total.setdefault(place, Counter()).update(counts)
         metrics = evaluation_metrics(total)
@@ -187,6 +176,18 @@ def judging(session: Session, rewards: RewardConfig) -> Iterator[Judge | None]:
     """A judge on ranks that generate, None elsewhere."""
     with ExitStack() as stack:
         yield stack.enter_context(Judge(rewards)) if session.engine is not None else None
+
+
+def build_seat(config: Config, world: World, policy: Policy, engine: RolloutEngine | None, progress: Progress) -> EngineSeat:
+    """The seat of this rank's engine."""
+    return EngineSeat(
+        engine,
+        policy,
+        world,
+        check_weights=config.rollout.engine == "sglang" and config.rollout.sglang.check_weights,
+        max_staleness=config.rollout.max_staleness,
+        on_activity=progress.activity,
+    )
 
 
 def build_engine(config: Config, world: World, processor: Processor, folder: Path, stack: ExitStack) -> RolloutEngine | None:

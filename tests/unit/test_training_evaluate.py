@@ -148,7 +148,7 @@ def test_tallies_of_shares_add_up(config, processor, judge):
     prompts = evaluation_prompts(config, processor, ["validation"])
     engine = ScriptedEngine(processor, prompts["validation"])
     shares = [{"validation": prompts["validation"][rank::3]} for rank in range(3)]
-    parts = [evaluation_tallies(config, engine, processor, judge, share) for share in shares]
+    parts = [asyncio.run(evaluation_tallies(config, engine, processor, judge, share)) for share in shares]
     total = {place: sum((part[place] for part in parts), Counter()) for place in parts[0]}
     whole = evaluate(config, engine, processor, judge, prompts)
     added = evaluation_metrics(total)

@@ -38,7 +38,7 @@ class EveryThirdFits:
 
 
 def session_with(processor: EveryThirdFits) -> Session:
-    parts = dict.fromkeys(("world", "policy", "engine", "directory", "log", "progress"))
+    parts = dict.fromkeys(("world", "policy", "seat", "directory", "log", "progress"))
     config = SimpleNamespace(run=SimpleNamespace(seed=0))
     return Session(config=config, processor=processor, evaluation_prompts={}, state=RunState(), **parts)
 
