@@ -162,6 +162,9 @@ class RolloutConfig(Section):
     """Response length limit, first attempt and correction together."""
     max_batch_size: int = Field(default=512, ge=1)
     """Responses that the embedded engine decodes at once."""
+    mismatch_alarm: float | None = Field(default=0.03, gt=0)
+    """Mean |log-prob of the engine − log-prob of the trainer| of a step's native tokens, of any span kind, above which the run
+    warns and goes on; null never warns. In float32 the two agree to 1e-5, in bfloat16 a trained model's to about 0.01."""
     replay: str | None = None
     """Run directory whose recorded rollouts stand in for generation, step by step: two layouts or two versions can then be
     compared on equal data. That run must have recorded every step (`observe.rollouts_every: 1`) of the same phases, seed and
@@ -248,6 +251,13 @@ class LossConfig(Section):
     `none`)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of KL(policy ‖ reference), after Schulman's note."""
+    mismatch: Literal["none", "truncate", "mask"] = "none"
+    """Weights against the mismatch of engine and trainer, on the policy loss of each token, from r = π_old / π_engine:
+    `truncate` min(r, cap), `mask` r within [1/cap, cap] and 0 outside. `none` suits float32, where both agree. Corrections of
+    recombined rollouts have no valid π_engine and keep weight 1."""
+    mismatch_cap: float = Field(default=2.0, gt=1)
+    """Bound of these weights, and of the shares `mismatch/above_cap` and `mismatch/below_cap` that are always recorded. Loss
+    `gspo` weighs by the row's mean log-ratio, which is near 0: take a cap near 1 with it."""
 
 
 class OptimizerConfig(Section):

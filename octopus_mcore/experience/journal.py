@@ -1,9 +1,9 @@
 """Groups on disk: one JSON line per group, everything that a group holds, byte for byte.
 
 Written as `rollouts/<phase>/step_000010.jsonl` for readers, and read back for replays: ids, spans, provenance and
-judgements are plain JSON; float32 arrays (`log_probs`, `advantages`) are base64 of their little-endian bytes
-(`numpy.frombuffer(base64.b64decode(text), "<f4")`), exact and a third of the size of decimal text; masks are lists of
-half-open ranges.
+judgements are plain JSON; float32 arrays (the engine's `log_probs`, the trainer's `old_log_probs`, `advantages`) are base64 of
+their little-endian bytes (`numpy.frombuffer(base64.b64decode(text), "<f4")`), exact and a third of the size of decimal text;
+masks are lists of half-open ranges. Journals of before `old_log_probs` were kept read as if they were not computed.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _encode_rollout(rollout: Rollout) -> dict[str, Any]:
     return {
         "token_ids": list(rollout.token_ids),
         "log_probs": _encode_floats(rollout.log_probs),
+        "old_log_probs": None if rollout.old_log_probs is None else _encode_floats(rollout.old_log_probs),
         "spans": [asdict(span) for span in rollout.spans],
         "finish_reason": rollout.finish_reason,
         "provenance": rollout.provenance and asdict(rollout.provenance),
@@ -120,6 +121,7 @@ def _encode_rollout(rollout: Rollout) -> dict[str, Any]:
 
 def _decode_rollout(row: dict[str, Any]) -> Rollout:
     length = len(row["token_ids"])
+    old = row.get("old_log_probs")
     return Rollout(
         token_ids=tuple(row["token_ids"]),
         log_probs=_decode_floats(row["log_probs"], length),
@@ -128,6 +130,7 @@ def _decode_rollout(row: dict[str, Any]) -> Rollout:
         provenance=row["provenance"] and Provenance(**row["provenance"]),
         judgement=row["judgement"] and _decode_judgement(row["judgement"]),
         signal=row["signal"] and _decode_signal(row["signal"], length),
+        old_log_probs=None if old is None else _decode_floats(old, length),
     )
 
 

@@ -144,8 +144,10 @@ class Rollout:
     """One response to a prompt: the sampled token ids, their behaviour log-probs, spans, and what later stages add.
 
     `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read
-    them through `behaviour_log_probs`, which refuses where a span's context has changed. `finish_reason` is "stop" (an end
-    token was sampled and is the last id), "length" or "abort".
+    them through `behaviour_log_probs`, which refuses where a span's context has changed, or where `behaviour_mask` is set.
+    `finish_reason` is "stop" (an end token was sampled and is the last id), "length" or "abort". `old_log_probs` (float32, one
+    per token) are the trainer's own before the step, in the context in which the tokens now stand; None until it has computed
+    them.
     """
 
     token_ids: tuple[int, ...]
@@ -155,6 +157,7 @@ class Rollout:
     provenance: Provenance | None = None
     judgement: Judgement | None = None
     signal: TrainingSignal | None = None
+    old_log_probs: np.ndarray | None = None
 
     @property
     def synthesised(self) -> bool:
@@ -183,6 +186,13 @@ class Rollout:
                 "context (the rollout is recombined); use the policy's recomputed `old` log-probs instead"
             )
         return self.log_probs
+
+    def behaviour_mask(self) -> np.ndarray:
+        """Where `log_probs` were measured in the context in which the tokens now stand, bool [len(token_ids)]."""
+        mask = np.zeros(len(self.token_ids), dtype=bool)
+        for span in self.spans:
+            mask[span.start : span.end] = span.behaviour_valid
+        return mask
 
 
 @dataclass(frozen=True)

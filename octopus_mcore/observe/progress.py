@@ -94,6 +94,11 @@ class Progress:
         if self._live is not None:
             self._live.refresh()
 
+    def warn(self, text: str) -> None:
+        """Prints one line that stays and asks for attention, however long. Only on the main rank."""
+        if self._main:
+            self._console.print(Text(f"WARNING {text}", style="yellow"), soft_wrap=True)
+
     def plain_line(self) -> str:
         """The state as one line of plain text."""
         parts = [f"{name} {value}" for name, value in self._values()]

@@ -41,6 +41,7 @@ def policy_loss(
     row_index: Tensor,
     num_rows: int,
     entropy: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """The summed clipped policy loss of a micro-batch, and its statistics.
 
@@ -52,6 +53,10 @@ def policy_loss(
 
     The token's loss is the clipped one with separate bounds (clip-higher, DAPO, arXiv 2503.14476 §3.1),
     max(−A·w, −A·clip(w, 1 − clip_low, 1 + clip_high)), for A < 0 bounded by −A·dual_clip (dual clip, arXiv 1912.09729).
+    With `weights` [T] (constants: `experience.mismatch.token_weights`) it is multiplied by the token's weight after all
+    clipping, as in truncated importance sampling and IcePop. A token of weight 0 still counts in mean and denominator: it was
+    sampled, and its importance is 0. If it left the count, the rest of its row, or of the batch, would be pushed the harder the
+    more had to be dropped.
     The sum returned is Σ_i mean over M_i (`sequence_mean`) or Σ over all masked tokens (`token_mean`).
 
     Statistics, all per masked token: `ratio`; `clip_low`, `clip_high`, `dual_clip` (shares of tokens whose gradient a bound
@@ -72,6 +77,8 @@ def policy_loss(
         bound = -advantages * config.dual_clip
         dual_clipped = (advantages < 0) & (loss > bound)
         loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    if weights is not None:
+        loss = loss * _masked(mask, weights.detach())
     with torch.no_grad():
         bounded = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         stats = {

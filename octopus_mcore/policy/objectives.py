@@ -38,12 +38,14 @@ class RowSignal:
     """A row's training signal and the log-probs it is compared with, all over its response tokens.
 
     `old_log_probs` are the policy's own before the step (float32 [response]); `reference_log_probs` are read where the KL mask
-    is set and may be None where it is empty.
+    is set and may be None where it is empty. `weights` (float32 [response]) multiply the policy loss of each token; either all
+    rows of a mini-batch have them or none.
     """
 
     signal: TrainingSignal
     old_log_probs: np.ndarray
     reference_log_probs: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 class PolicyObjective:
@@ -52,6 +54,7 @@ class PolicyObjective:
     def __init__(self, config: LossConfig, signals: Sequence[RowSignal]) -> None:
         self._config = config
         self._signals = signals
+        self._weighted = _all_weighted(signals)
         self.selections = [_selection(row.signal, config) for row in signals]
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
         self.denominators: Denominators = count_denominators(row.signal.policy_mask for row in signals)
@@ -75,6 +78,7 @@ class PolicyObjective:
             advantages=flat([row.signal.advantages for row in rows], torch.float32),
             mask=flat([row.signal.policy_mask for row in rows], torch.bool),
             entropy=entropy,
+            weights=flat([row.weights for row in rows], torch.float32) if self._weighted else None,
         )
         loss = loss / self.denominators.policy(self._config)
         losses = {"policy_loss": loss}
@@ -114,6 +118,13 @@ class SupervisedObjective:
         loss, stats = nll_loss(log_probs=log_probs, weights=weights)
         loss = loss / self._total
         return loss, _record({"loss": loss}, stats)
+
+
+def _all_weighted(signals: Sequence[RowSignal]) -> bool:
+    weighted = sum(row.weights is not None for row in signals)
+    if 0 < weighted < len(signals):
+        raise ValueError(f"{weighted} of {len(signals)} rows have weights; a mini-batch is weighted as a whole or not at all")
+    return weighted > 0
 
 
 def _selection(signal: TrainingSignal, config: LossConfig) -> np.ndarray:

@@ -36,6 +36,8 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
                 result = buffer(groups, StageContext(session.config.run.seed, session.policy.version))
             with session.timer("log-probs"):
                 batch = row_batch(session.policy, result.groups, phase)
+            if batch.alarm is not None:
+                session.progress.warn(f"{name} step {step}: {batch.alarm}")
             with session.timer("update"):
                 updates = _update(session, phase, step, batch)
             with session.timer("sync"):
@@ -44,7 +46,7 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics | updates
             metrics |= session.seat.losses()
             session.state.buffer = buffer.state_dict()
-            _journal(session, name, step, groups, result.groups)
+            _journal(session, name, step, groups, batch.groups)
             end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)
 
 
@@ -59,8 +61,8 @@ def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) 
 
 
 def _journal(session: Session, name: str, step: int, sampled: Sequence[Group], trained: Sequence[Group]) -> None:
-    """Every k-th step's rollouts with spans, provenance and training signal; excluded natives stand behind them, without a
-    signal. A repeated step replaces its file."""
+    """Every k-th step's rollouts with spans, provenance, training signal and the trainer's log-probs; excluded natives stand
+    behind them, without signal and these. A repeated step replaces its file."""
     every = session.config.observe.rollouts_every
     if not session.world.is_main or not every or step % every:
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from octopus_mcore.config.schema import LossConfig, RLPhaseConfig
+from octopus_mcore.experience.mismatch import mismatch_alarm, mismatch_metrics, token_weights, weight_metrics
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
-from octopus_mcore.experience.types import Group
+from octopus_mcore.experience.types import Group, Rollout
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row, row_of
@@ -17,11 +18,17 @@ from octopus_mcore.policy.rows import Row, row_of
 
 @dataclass(frozen=True)
 class RowBatch:
-    """The rows of one step, group by group, with their signals, and metrics of how they were made."""
+    """The rows of one step, group by group, with their signals, and metrics of how they were made.
 
+    `groups` are the buffer's, with the policy's log-probs on each rollout; `alarm` is the warning where the engine's differ by
+    too much.
+    """
+
+    groups: tuple[Group, ...]
     rows: list[list[Row]]
     signals: list[list[RowSignal]]
     metrics: dict[str, float]
+    alarm: str | None = None
 
     def mini_batches(self, count: int, loss: LossConfig) -> Iterator[tuple[list[Row], PolicyObjective]]:
         """The groups cut into `count` parts of (nearly) equal numbers of groups. A part that trains nothing is left out."""
@@ -40,18 +47,30 @@ def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> 
     rows = [[row_of(group.prompt, rollout.token_ids) for rollout in group.rollouts] for group in groups]
     flat = [row for group in rows for row in group]
     old = iter(policy.log_probs(flat, [np.ones(row.response_length, dtype=bool) for row in flat], temperature))
-    old_by_group = [[next(old) for _ in group] for group in rows]
+    groups = tuple(
+        replace(group, rollouts=tuple(replace(rollout, old_log_probs=next(old)) for rollout in group.rollouts))
+        for group in groups
+    )
     references = _reference_log_probs(policy, groups, temperature) if phase.loss.kl_coefficient > 0 else {}
     signals = [
-        [
-            RowSignal(rollout.signal, log_probs, references.get((number, index)))
-            for index, (rollout, log_probs) in enumerate(zip(group.rollouts, group_old, strict=True))
-        ]
-        for number, (group, group_old) in enumerate(zip(groups, old_by_group, strict=True))
+        [_signal(rollout, references.get((number, index)), phase.loss) for index, rollout in enumerate(group.rollouts)]
+        for number, group in enumerate(groups)
     ]
-    ratios = [splice_log_ratios(group, log_probs) for group, log_probs in zip(groups, old_by_group, strict=True)]
-    metrics = splice_metrics(np.concatenate([*ratios, np.zeros(0)]))
-    return RowBatch(rows, signals, metrics | _engine_mismatch(groups, old_by_group))
+    return RowBatch(groups, rows, signals, *_metrics(groups, phase))
+
+
+def _signal(rollout: Rollout, reference: np.ndarray | None, loss: LossConfig) -> RowSignal:
+    return RowSignal(rollout.signal, rollout.old_log_probs, reference, token_weights(rollout, loss))
+
+
+def _metrics(groups: Sequence[Group], phase: RLPhaseConfig) -> tuple[dict[str, float], str | None]:
+    """Metrics of splices, mismatch and weights, and the alarm's text where the mismatch is too large."""
+    ratios = [splice_log_ratios(group, [rollout.old_log_probs for rollout in group.rollouts]) for group in groups]
+    mismatch, threshold, alarm = mismatch_metrics(groups, phase.loss.mismatch_cap), phase.rollout.mismatch_alarm, None
+    if mismatch and threshold is not None:
+        alarm = mismatch_alarm(mismatch, threshold)
+        mismatch["mismatch/alarm"] = float(alarm is not None)
+    return splice_metrics(np.concatenate([*ratios, np.zeros(0)])) | mismatch | weight_metrics(groups, phase.loss), alarm
 
 
 def _reference_log_probs(policy: Policy, groups: Sequence[Group], temperature: float) -> dict[tuple[int, int], np.ndarray]:
@@ -79,20 +98,6 @@ def _reference_log_probs(policy: Policy, groups: Sequence[Group], temperature: f
         (number, index): np.pad(measured[row], (0, len(groups[number].rollouts[index].token_ids) - len(measured[row])))
         for (number, index), row in uses.items()
     }
-
-
-def _engine_mismatch(groups: Sequence[Group], log_probs: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:
-    """How far the engine's log-probs of native tokens are from the trainer's: mean and largest absolute difference."""
-    differences = [
-        np.abs(rollout.behaviour_log_probs() - measured)
-        for group, group_log_probs in zip(groups, log_probs, strict=True)
-        for rollout, measured in zip(group.rollouts, group_log_probs, strict=True)
-        if not rollout.synthesised
-    ]
-    if not differences:
-        return {}
-    joined = np.concatenate(differences)
-    return {"mismatch/mean": float(joined.mean()), "mismatch/max": float(joined.max())}
 
 
 def update_metrics(reports: Sequence[UpdateReport]) -> dict[str, float]:
