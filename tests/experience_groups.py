@@ -110,6 +110,10 @@ def same_rollout(a: Rollout, b: Rollout) -> bool:
         getattr(a, name) == getattr(b, name) for name in ("token_ids", "spans", "finish_reason", "provenance", "judgement")
     )
     arrays = [(a.log_probs, b.log_probs)]
+    if (a.old_log_probs is None) != (b.old_log_probs is None):
+        return False
+    if a.old_log_probs is not None:
+        arrays.append((a.old_log_probs, b.old_log_probs))
     if a.signal is not None and b.signal is not None:
         arrays += [(getattr(a.signal, name), getattr(b.signal, name)) for name in ("policy_mask", "kl_mask", "advantages")]
     return (

@@ -44,7 +44,8 @@ def log_ratios(rollout: Rollout) -> np.ndarray:
 
 
 def mismatch_metrics(groups: Iterable[Group], cap: float) -> dict[str, float]:
-    """The mismatch on native tokens; empty where there are none.
+    """The mismatch on native tokens; empty where there are none. Natives without the trainer's log-probs take no part: in a
+    journal these are the invalid ones, which were left out of the step.
 
     | key | value over the tokens |
     |---|---|
@@ -55,7 +56,7 @@ def mismatch_metrics(groups: Iterable[Group], cap: float) -> dict[str, float]:
     """
     spans: dict[SpanKind, list[np.ndarray]] = {}
     for group in groups:
-        for native in group.natives:
+        for native in (rollout for rollout in group.natives if rollout.old_log_probs is not None):
             ratios = log_ratios(native)
             for span in native.spans:
                 if span.behaviour_valid and len(span):
@@ -63,7 +64,7 @@ def mismatch_metrics(groups: Iterable[Group], cap: float) -> dict[str, float]:
     if not spans:
         return {}
     kinds = {kind: np.concatenate(spans[kind]) for kind in SpanKind if kind in spans}
-    every = np.concatenate([*kinds.values()])
+    every = np.concatenate(list(kinds.values()))
     bounded = every.clip(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     return {
         **_size("mismatch", every),

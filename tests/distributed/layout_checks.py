@@ -81,7 +81,7 @@ def policy_objective(batch: TinyBatch, loss: LossConfig) -> PolicyObjective:
         kl = draw.random(length) < 0.3
         signal = TrainingSignal(selection, kl, draw.standard_normal(length).astype(np.float32))
         old, reference = (draw.normal(-4.5, 0.3, length).astype(np.float32) for _ in range(2))
-        signals.append(RowSignal(signal, old, reference))
+        signals.append(RowSignal(signal, old, reference, draw.choice([0.0, 0.5, 1.0, 2.0], length).astype(np.float32)))
     return PolicyObjective(loss, signals)
 
 

@@ -129,7 +129,8 @@ def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
         kl_mask = torch.from_numpy(signal.signal.kl_mask[chosen])
         ratio = (log_probs - torch.from_numpy(signal.old_log_probs[chosen])).exp()
         clipped = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.1, 10.0))
-        total = total + clipped[policy_mask].mean() / len(rows)
+        weighted = clipped * torch.from_numpy(signal.weights[chosen])
+        total = total + weighted[policy_mask].mean() / len(rows)
         if kl_mask.any():
             difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]
             total = total + 0.5 * (difference.exp() - difference - 1).mean() / len(rows)

@@ -98,7 +98,8 @@ def write_config(tree: Mapping[str, Any], file: Path) -> Path:
 
 
 def mini_tree(model: Path) -> dict[str, Any]:
-    """The smoke configuration with a few small steps a phase, for a model that has been trained already."""
+    """The smoke configuration with a few small steps a phase, for a model that has been trained already. The stages weigh
+    against mismatch, and stage II warns of any."""
     tree = smoke_tree()
     tree["run"]["name"] = "mini"
     tree["model"] = {"path": str(model), "dtype": "float32"}
@@ -106,6 +107,8 @@ def mini_tree(model: Path) -> dict[str, Any]:
     for name, steps in {"base": 3, "cold_start": 3, "stage1": 5, "stage2": 2}.items():
         size = "batch_size" if tree["phases"][name]["kind"] == "sft" else "prompts_per_step"
         tree["phases"][name] |= {"steps": steps, size: 8}
+    tree["phases"]["stage1"]["loss"]["mismatch"] = "truncate"
+    tree["phases"]["stage2"] |= {"loss": {"mismatch": "mask"}, "rollout": {"mismatch_alarm": 1e-9}}
     tree["eval"]["sets"]["validation"]["size"] = 16
     tree["observe"]["rollouts_every"] = 1
     return tree

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from octopus_mcore.config.layout import check, data_parallel_size, longest_row, ranks_to_start
 from octopus_mcore.config.load import _merge_phases
@@ -38,6 +39,18 @@ def test_external_servers_serve_one_replica() -> None:
     urls = ["rollout.engine=sglang", "rollout.sglang.urls=[http://a:1]"]
     assert found(*urls) == []
     assert any("rollout.sglang.urls" in violation for violation in found(*urls, "parallel.data=2"))
+
+
+@pytest.mark.parametrize("kind", ["gspo", "gspo_token", "grpo"])
+@pytest.mark.parametrize("source", ["rollout.engine=embedded", "rollout.engine=sglang", "rollout.replay=runs/other"])
+def test_every_source_of_rollouts_has_the_log_probs_that_mismatch_weights_need(kind: str, source: str) -> None:
+    assert found(source, "loss.mismatch=truncate", f"loss.kind={kind}") == []
+
+
+@pytest.mark.parametrize("override", ["loss.mismatch_cap=1", "loss.mismatch=clip", "rollout.mismatch_alarm=0"])
+def test_bounds_that_would_make_no_sense_are_refused(override: str) -> None:
+    with pytest.raises(ValidationError, match=override.split("=")[0].split(".")[1]):
+        config_with(override)
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ def buffered(labels, uid="q") -> Group:
 
 
 @settings(deadline=None, max_examples=30)
-@given(LABELS, st.lists(st.floats(width=32), min_size=1), st.booleans())
-def test_a_group_survives_the_journal_bit_by_bit(labels, floats, with_signal):
+@given(LABELS, st.lists(st.floats(width=32), min_size=1), st.booleans(), st.booleans())
+def test_a_group_survives_the_journal_bit_by_bit(labels, floats, with_signal, measured):
     group = buffered(labels) if with_signal else group_of(labels)
     first = group.rollouts[0]
     odd = np.resize(np.array(floats, dtype=np.float32), len(first.token_ids))
-    group = replace(group, rollouts=(replace(first, log_probs=odd), *group.rollouts[1:]))
+    old = odd[::-1].copy() if measured else None
+    group = replace(group, rollouts=(replace(first, log_probs=odd, old_log_probs=old), *group.rollouts[1:]))
     assert same_group(decode_group(encode_group(group)), group)
 
 
@@ -36,6 +37,21 @@ def test_prompt_images_metadata_and_unjudged_rollouts_survive():
     prompt = Prompt("é-1", (1, 2, 2), "Où?", "là\n", (ImageRef("ab12", 1, (1, 2, 4), 2),), {"subject": "géo", "level": 3})
     group = Group(prompt, tuple(replace(rollout, judgement=None) for rollout in group_of(["cc"]).rollouts))
     assert same_group(decode_group(encode_group(group)), group)
+
+
+def test_a_journal_of_before_the_trainers_log_probs_were_kept_still_reads():
+    group = buffered(["wc", "cw"])
+    row = json.loads(encode_group(group))
+    for rollout in row["rollouts"]:
+        assert rollout.pop("old_log_probs") is None
+    assert same_group(decode_group(json.dumps(row)), group)
+
+
+def test_old_log_probs_of_another_length_are_refused():
+    group = group_of(["cc"])
+    short = replace(group.rollouts[0], old_log_probs=np.zeros(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="token ids but 3 float values"):
+        decode_group(encode_group(replace(group, rollouts=(short,))))
 
 
 def test_append_and_read(tmp_path):

@@ -94,3 +94,18 @@ def test_other_ranks_show_nothing_and_a_quiet_run_only_notes(tmp_path: Path, ter
             progress.step(6, RL_STEP)
             progress.note("table")
         assert stage.text == expected
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_warning_is_one_line_however_long(tmp_path: Path, terminal: bool) -> None:
+    stage = Stage(tmp_path, terminal=terminal, lines=False)
+    with stage.progress as progress:
+        progress.warn("stage1 step 3: [mean] " + "word " * 60 + "end")
+    lines = stage.text.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("WARNING stage1 step 3: [mean] word") and lines[0].endswith("end")
+
+
+def test_only_the_main_rank_warns(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, terminal=False, main=False)
+    stage.progress.warn("nobody reads this")
+    assert stage.text == ""

@@ -63,7 +63,7 @@ def row_index(rows: list[Row]) -> torch.Tensor:
     return torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row.new) for row in rows]))
 
 
-def run_policy(config: LossConfig, rows: list[Row], new: torch.Tensor):
+def run_policy(config: LossConfig, rows: list[Row], new: torch.Tensor, weights: torch.Tensor | None = None):
     return policy_loss(
         config,
         log_probs=new,
@@ -72,6 +72,7 @@ def run_policy(config: LossConfig, rows: list[Row], new: torch.Tensor):
         mask=flat(rows, "mask"),
         row_index=row_index(rows),
         num_rows=len(rows),
+        weights=weights,
     )
 
 
@@ -86,7 +87,7 @@ def run_kl(config: LossConfig, rows: list[Row], new: torch.Tensor):
     )
 
 
-def one_row(kind: str, ratios: list[float], advantage: float, **options):
+def one_row(kind: str, ratios: list[float], advantage: float, weights: list[float] | None = None, **options):
     """Policy loss of one all-trained row whose token ratios are given; returns loss, gradient and means of statistics."""
     new = torch.tensor([math.log(ratio) for ratio in ratios], dtype=torch.float64, requires_grad=True)
     loss, stats = policy_loss(
@@ -97,6 +98,7 @@ def one_row(kind: str, ratios: list[float], advantage: float, **options):
         mask=torch.ones(len(ratios), dtype=torch.bool),
         row_index=torch.zeros(len(ratios), dtype=torch.int64),
         num_rows=1,
+        weights=None if weights is None else torch.tensor(weights),
     )
     loss.backward()
     return loss.item(), new.grad.tolist(), means(stats)
@@ -149,6 +151,20 @@ def test_sequence_ratio_is_the_geometric_mean(kind):
     assert stats["ratio"] == pytest.approx(1.0)
     assert stats["clip_high"] == stats["clip_low"] == 0.0
     assert stats["old_kl"] == pytest.approx((0.5 - 1 - math.log(0.5) + 2 - 1 - math.log(2)) / 2)
+
+
+def test_weights_multiply_the_clipped_loss_and_dropped_tokens_stay_in_the_mean():
+    loss, gradient, stats = one_row("grpo", [1.5, 1.2, 1.0, 1.0], advantage=2.0, weights=[0.5, 2.0, 0.0, 1.0])
+    assert loss == pytest.approx((-2 * 1.3 * 0.5 - 2 * 1.2 * 2.0 - 0.0 - 2.0) / 4)
+    assert gradient == pytest.approx([0.0, -2 * 1.2 * 2.0 / 4, 0.0, -2 / 4])
+    assert stats == one_row("grpo", [1.5, 1.2, 1.0, 1.0], advantage=2.0)[2], "statistics are of the policy, not of the weights"
+
+
+def test_a_weight_acts_on_its_own_token_under_gspo_token():
+    _, gradient, _ = one_row("gspo_token", [1.0, 1.0], advantage=1.0, weights=[0.0, 1.5])
+    assert gradient == pytest.approx([0.0, -1.5 / 2])
+    _, shared, _ = one_row("gspo", [1.0, 1.0], advantage=1.0, weights=[0.0, 1.5])
+    assert shared == pytest.approx([-0.75 / 2] * 2), "and cannot under gspo, hence row weights there"
 
 
 @pytest.mark.parametrize("kind", ["gspo", "gspo_token"])
@@ -233,8 +249,14 @@ def padded(rows: list[Row], name: str) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([getattr(row, name) for row in rows], batch_first=True)
 
 
-def reference_policy_loss(config: LossConfig, rows: list[Row], new: torch.Tensor, denominator: float) -> torch.Tensor:
-    new_rows = torch.nn.utils.rnn.pad_sequence(new.split([len(row.new) for row in rows]), batch_first=True)
+def reference_policy_loss(
+    config: LossConfig, rows: list[Row], new: torch.Tensor, denominator: float, weights: torch.Tensor
+) -> torch.Tensor:
+    """The weights enter as TRL's `GRPOTrainer` (`importance_sampling_ratio`) and verl (`rollout_is_weights`) have them: on the
+    token's clipped loss, in front of the mean over the row's unchanged mask."""
+    lengths = [len(row.new) for row in rows]
+    new_rows = torch.nn.utils.rnn.pad_sequence(new.split(lengths), batch_first=True)
+    weight = torch.nn.utils.rnn.pad_sequence(weights.split(lengths), batch_first=True)
     old, advantages, mask = padded(rows, "old"), padded(rows, "advantages"), padded(rows, "mask").double()
     total = new.new_zeros(())
     for i in range(len(rows)):
@@ -257,7 +279,7 @@ def reference_policy_loss(config: LossConfig, rows: list[Row], new: torch.Tensor
             objective = min(a * ratio, a * bounded)
             if a < 0 and config.dual_clip is not None:
                 objective = max(objective, a * config.dual_clip)
-            row_total = row_total - objective
+            row_total = row_total - weight[i, t] * objective
         total = total + (row_total / length if config.aggregation == "sequence_mean" else row_total)
     return total / denominator
 
@@ -269,14 +291,19 @@ def reference_policy_loss(config: LossConfig, rows: list[Row], new: torch.Tensor
     st.sampled_from(KINDS),
     st.sampled_from(AGGREGATIONS),
     st.sampled_from([None, 1.5]),
+    st.booleans(),
 )
-def test_equals_the_padded_reference(seed, lengths, kind, aggregation, dual_clip):
+def test_equals_the_padded_reference(seed, lengths, kind, aggregation, dual_clip, weighted):
     rows = make_rows(seed, lengths, constant=kind == "gspo")
     config = LossConfig(kind=kind, aggregation=aggregation, clip_low=0.2, clip_high=0.3, dual_clip=dual_clip)
     denominator = count_denominators([row.mask.numpy() for row in rows]).policy(config)
     ours, theirs = (flat(rows, "new").requires_grad_() for _ in range(2))
-    loss = run_policy(config, rows, ours)[0] / denominator
-    expected = reference_policy_loss(config, rows, theirs, denominator)
+    weights = torch.ones_like(ours).detach()
+    if weighted:
+        weights = 2 * torch.rand(len(ours), generator=torch_generator("weights", seed), dtype=torch.float64)
+        weights[weights < 0.5] = 0
+    loss = run_policy(config, rows, ours, weights if weighted else None)[0] / denominator
+    expected = reference_policy_loss(config, rows, theirs, denominator, weights)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     if expected.requires_grad:
         expected.backward()
@@ -355,6 +382,29 @@ def test_tokens_of_a_row_need_not_be_neighbours():
 
 
 # What must not matter, and what must be refused
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 7), max_size=5), st.sampled_from(KINDS), st.sampled_from(AGGREGATIONS))
+def test_weights_of_one_change_no_bit(seed, lengths, kind, aggregation):
+    """An engine that agrees with the trainer leaves loss and gradient what they are without correction."""
+    rows = make_rows(seed, lengths or [1])
+    config = LossConfig(kind=kind, aggregation=aggregation, **WIDE)
+    results = []
+    for weights in (None, torch.ones(len(row_index(rows)))):
+        new = flat(rows, "new").float().requires_grad_()
+        loss, stats = run_policy(config, rows, new, weights)
+        loss.backward()
+        results.append((loss.detach(), new.grad, means(stats)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert results[0][2] == results[1][2]
+
+
+def test_weights_are_constants():
+    rows = make_rows(3, [4])
+    new, weights = flat(rows, "new").requires_grad_(), torch.full((4,), 0.5, requires_grad=True)
+    run_policy(LossConfig(), rows, new, weights)[0].backward()
+    assert weights.grad is None and new.grad.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

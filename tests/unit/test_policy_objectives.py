@@ -39,14 +39,15 @@ def make_rows(lengths: list[int]) -> list[Row]:
     return rows
 
 
-def make_signals(lengths: list[int], seed: int) -> list[RowSignal]:
+def make_signals(lengths: list[int], seed: int, weighted: bool = False) -> list[RowSignal]:
     draw = numpy_generator(seed, "signals")
     signals = []
     for length in lengths:
         advantages = np.full(length, draw.standard_normal(), dtype=np.float32)
         signal = TrainingSignal(draw.random(length) < 0.7, draw.random(length) < 0.4, advantages)
         old, reference = (draw.normal(-2, 0.5, length).astype(np.float32) for _ in range(2))
-        signals.append(RowSignal(signal, old, reference))
+        weights = draw.choice([0.0, 0.5, 1.0, 2.0], length).astype(np.float32) if weighted else None
+        signals.append(RowSignal(signal, old, reference, weights))
     return signals
 
 
@@ -89,20 +90,20 @@ def assert_same(found, expected) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(LENGTHS, LOSSES, st.integers(0, 9), st.data())
-def test_policy_loss_does_not_depend_on_micro_batches(lengths, loss, seed, data):
-    rows, objective = make_rows(lengths), PolicyObjective(loss, make_signals(lengths, seed))
+@given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
+def test_policy_loss_does_not_depend_on_micro_batches(lengths, loss, seed, weighted, data):
+    rows, objective = make_rows(lengths), PolicyObjective(loss, make_signals(lengths, seed, weighted))
     table = log_prob_table(rows, seed)
     split = run(objective, rows, table, partitions(len(rows), data))
     assert_same(split, run(objective, rows, table, [list(range(len(rows)))]))
 
 
 @settings(deadline=None, max_examples=30)
-@given(LENGTHS, st.integers(0, 9))
-def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed):
-    """GRPO with clipping and a k2 KL term, written out row by row."""
+@given(LENGTHS, st.integers(0, 9), st.booleans())
+def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed, weighted):
+    """GRPO with clipping, weights against mismatch and a k2 KL term, which they leave alone, written out row by row."""
     loss = LossConfig(kind="grpo", clip_low=0.2, clip_high=0.3, dual_clip=None, kl_coefficient=0.5, kl_estimator="k2")
-    rows, signals = make_rows(lengths), make_signals(lengths, seed)
+    rows, signals = make_rows(lengths), make_signals(lengths, seed, weighted)
     table = log_prob_table(rows, seed)
     trained = max(sum(bool(row.signal.policy_mask.any()) for row in signals), 1)
     expected = 0 * table.sum()
@@ -112,6 +113,8 @@ def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed):
         ratio = (new - torch.from_numpy(own.old_log_probs)).exp()
         advantages = torch.from_numpy(own.signal.advantages)
         clipped = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.3))
+        if weighted:
+            clipped = clipped * torch.from_numpy(own.weights)
         if mask.any():
             expected = expected + clipped[mask].mean() / trained
         if kl_mask.any():
@@ -151,6 +154,12 @@ def test_kl_tokens_without_reference_are_refused_and_others_need_none():
     held = replace(free[1], signal=replace(free[1].signal, kl_mask=~none))
     with pytest.raises(ValueError, match="KL tokens but no reference log-probs"):
         run(PolicyObjective(LossConfig(kl_coefficient=0.1), [free[0], held]), rows, table, [[0, 1]])
+
+
+def test_a_mini_batch_that_is_weighted_in_part_is_refused():
+    signals = make_signals([2, 3], 0, weighted=True)
+    with pytest.raises(ValueError, match="1 of 2 rows have weights"):
+        PolicyObjective(LossConfig(), [signals[0], replace(signals[1], weights=None)])
 
 
 # -- supervised loss and measuring ----------------------------------------

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from octopus_mcore.config.schema import BufferConfig, LossConfig, RecombineConfig, RLPhaseConfig, RolloutConfig
 from octopus_mcore.experience.buffer import build_buffer
+from octopus_mcore.experience.journal import decode_group, encode_group
+from octopus_mcore.experience.mismatch import mismatch_metrics, token_weights
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.stages import StageContext
 from octopus_mcore.experience.types import Group, SpanKind
@@ -49,14 +51,14 @@ class FakePolicy:
         return asked[0] if asked else []
 
 
-def phase_of(mask: str = "first", kl: float = 0.1, **buffer) -> RLPhaseConfig:
+def phase_of(mask: str = "first", kl: float = 0.1, mismatch: str = "none", alarm: float | None = 0.03) -> RLPhaseConfig:
     return RLPhaseConfig(
         kind="rl",
         steps=1,
         prompts_per_step=1,
-        rollout=RolloutConfig(temperature=0.7),
-        buffer=BufferConfig(mask=mask, recombine=RecombineConfig(target=7), **buffer),
-        loss=LossConfig(kl_coefficient=kl),
+        rollout=RolloutConfig(temperature=0.7, mismatch_alarm=alarm),
+        buffer=BufferConfig(mask=mask, recombine=RecombineConfig(target=7)),
+        loss=LossConfig(kl_coefficient=kl, mismatch=mismatch),
     )
 
 
@@ -94,6 +96,7 @@ def test_every_rollout_has_its_row_its_signal_and_its_own_log_probs(labels, mask
         assert (row.name, row.prompt_length) == (group.prompt.uid, len(group.prompt.token_ids))
         assert signal.signal is rollout.signal
         np.testing.assert_array_equal(signal.old_log_probs, expected_log_probs(row, reference=False))
+        assert signal.weights is None
     assert {call["temperature"] for call in policy.calls} == {0.7}
 
 
@@ -194,14 +197,15 @@ def test_splice_metrics_are_over_all_groups_of_the_step():
 
 
 def with_engine(group: Group, error: float) -> Group:
-    """The group as an engine would hand it over whose log-probs are the trainer's plus `error` at each native's first token."""
+    """The group as an engine would hand it over whose log-probs are the trainer's plus `error` at each response's first token.
+    Corrections of splices, which it has not sampled there, are made up."""
     rollouts = []
     for rollout in group.rollouts:
         ids = np.array(group.prompt.token_ids + rollout.token_ids)
         offset = len(group.prompt.token_ids)
         measured = np.array([log_prob(ids, offset + i, False) for i in range(len(rollout.token_ids))], dtype=np.float32)
         measured[0] += np.float32(error)
-        rollouts.append(replace(rollout, log_probs=np.zeros_like(measured) if rollout.synthesised else measured))
+        rollouts.append(replace(rollout, log_probs=np.where(rollout.behaviour_mask(), measured, np.float32(-50))))
     return replace(group, rollouts=tuple(rollouts))
 
 
@@ -215,6 +219,52 @@ def test_engine_mismatch_is_measured_on_natives(error):
     assert metrics["mismatch/max"] == pytest.approx(abs(error), abs=1e-6)
     tokens = sum(len(rollout.token_ids) for rollout in natives)
     assert metrics["mismatch/mean"] == pytest.approx(abs(error) * len(natives) / tokens, abs=1e-7)
+    firsts = sum(len(native.span(SpanKind.FIRST)) for native in natives)
+    assert metrics["mismatch/first/mean"] == pytest.approx(abs(error) * len(natives) / firsts, abs=1e-7)
+    assert metrics["mismatch/correction/max"] == metrics["mismatch/separator/max"] == 0
+
+
+def test_the_alarm_is_raised_once_above_the_threshold_and_not_without_one():
+    groups = [with_engine(group, 0.5) for group in buffered([["wc", "cw", "c"]], phase_of())]
+    mean = row_batch(FakePolicy(), groups, phase_of()).metrics["mismatch/first/mean"]
+    for threshold, raised in ((0.99 * mean, True), (1.01 * mean, False)):
+        batch = row_batch(FakePolicy(), groups, phase_of(alarm=threshold))
+        assert (batch.alarm is not None) == raised and batch.metrics["mismatch/alarm"] == raised
+    silent = row_batch(FakePolicy(), groups, phase_of(alarm=None))
+    assert silent.alarm is None and "mismatch/alarm" not in silent.metrics
+
+
+def test_both_log_probs_are_handed_on_with_the_rollouts():
+    """So the journal holds them, and a recorded step gives its mismatch again."""
+    groups = [with_engine(group, 0.25) for group in buffered([["wc", "cw", "c"], ["ww", "cc"]], phase_of())]
+    batch = row_batch(FakePolicy(), groups, phase_of())
+    for group, sampled, signals in zip(batch.groups, groups, batch.signals, strict=True):
+        for rollout, before, signal in zip(group.rollouts, sampled.rollouts, signals, strict=True):
+            assert rollout.old_log_probs is signal.old_log_probs and before.old_log_probs is None
+            assert replace(rollout, old_log_probs=None) == before
+    read_back = [decode_group(encode_group(group)) for group in batch.groups]
+    again = mismatch_metrics(read_back, 2.0)
+    assert again and again == {key: batch.metrics[key] for key in again}
+
+
+@pytest.mark.parametrize("mismatch", ["truncate", "mask"])
+def test_the_loss_is_weighted_where_the_behaviour_is_known(mismatch):
+    """The engine doubts each first token by 1.5 nats: r = e^1.5 is beyond the cap of 2. All else agrees or is not known."""
+    phase = phase_of("none", mismatch=mismatch)
+    groups = [with_engine(group, -1.5) for group in buffered([["wc", "cw", "c"], ["ww", "cc"]], phase)]
+    batch = row_batch(FakePolicy(), groups, phase)
+    spliced = 0
+    for group, signals in zip(batch.groups, batch.signals, strict=True):
+        for rollout, signal in zip(group.rollouts, signals, strict=True):
+            np.testing.assert_array_equal(signal.weights, token_weights(rollout, phase.loss))
+            expected = np.ones(len(rollout.token_ids))
+            expected[0] = 2 if mismatch == "truncate" else 0
+            np.testing.assert_allclose(signal.weights, expected, rtol=1e-6)
+            spliced += int((~rollout.behaviour_mask()).sum())
+    tokens = sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts)
+    assert batch.metrics["mismatch/unweighted"] == pytest.approx(spliced / tokens) and spliced
+    for rows, objective in batch.mini_batches(2, phase.loss):
+        assert objective.denominators.trained_tokens == sum(row.response_length for row in rows), "dropped tokens count"
 
 
 def test_update_metrics_are_means_over_the_updates_that_have_them():
