@@ -47,7 +47,7 @@ def measure(folder: Path, scratch: Path, options: argparse.Namespace) -> None:
         choices = [("ipc", bucket) for bucket in options.buckets] + [("disk", 0)]
         for transport, bucket in choices:
             chosen = config.model_copy(update={"transport": transport, "sync_bucket_mb": bucket})
-            engine._transport = build_transport(chosen, scratch, str(folder))
+            engine._transport = build_transport(chosen, scratch, str(folder), torch.device("cpu"))
             updates, copies = [], []
             for version in range(options.repetitions + 1):
                 copies.append(copy_seconds(tensors, targets))

@@ -113,11 +113,15 @@ class SGLangConfig(Section):
     """Servers per replica; requests go to the one with the fewest outstanding tokens."""
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size of a server, independent of the trainer's."""
-    transport: Literal["ipc", "disk"] = "ipc"
-    """How weights reach the servers: `ipc` through shared memory of the same machine, `disk` as safetensors in
+    transport: Literal["ipc", "collective", "disk"] = "ipc"
+    """How weights reach the servers: `ipc` through memory that trainer and servers of one machine share, `collective` through a
+    process group of trainer and servers (NCCL needs servers on GPUs of their own), `disk` as safetensors files in
     `weights_folder`."""
+    master_address: str | None = None
+    """Where servers reach the trainer's rank, for transport `collective`; null takes this machine's host name, or loopback when
+    all servers are on this machine."""
     sync_bucket_mb: int = Field(default=256, ge=1)
-    """Size of a bucket of weights in shared memory; a larger tensor has a bucket of its own."""
+    """Size of a bucket of weights, for transports `ipc` and `collective`; a larger tensor has a bucket of its own."""
     weights_folder: str | None = None
     """Folder that trainer and servers share, for transport `disk`; null takes the run directory."""
     check_weights: bool = True

@@ -84,7 +84,7 @@ class ServedEngine:
         self._config, self._images, self._deterministic = config, images, deterministic
         self._hf_config = AutoConfig.from_pretrained(model)
         self._pictures = PictureCodec(model)
-        self._transport = build_transport(config, folder, model)
+        self._transport = build_transport(config, folder, model, device)
         self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
         self._expected: list[dict[str, str]] | None = None
         self._version: int | None = None

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -27,10 +28,17 @@ import torch
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, Phase, SamplingParams
 from octopus_mcore.rollout.process import ServerProcess
+from octopus_mcore.rollout.sync.transport import GroupError, GroupPlace
 
 SUPPORTED_VERSION = "0.5.23"
 _BANNED_BIAS = -1e30
 """Added to a banned logit: finite because JSON knows no infinity; its probability is exactly 0 in float32 and bfloat16."""
+
+_LEAVE_SECONDS = 30.0
+"""Deadline for leaving a process group: nothing has to be waited for."""
+
+_LOST_GROUP = ("Failed to initialize custom process group", "Failed to receive weights")
+"""What SGLang says when ranks of a process group do not meet."""
 
 _COMPUTED = ["rotary"]
 """Parts of names of tensors that SGLang computes when it starts and no checkpoint holds."""
@@ -133,10 +141,17 @@ class SGLangServer:
         """How the server's process ended; None while it runs or is not this run's."""
         return self._process.ended() if self._process is not None else None
 
-    def call(self, phase: Phase, method: str, path: str, **body: Any) -> dict[str, Any]:
-        """One request that must succeed: HTTP status 200 and, where the answer holds a success flag, a true one."""
+    @property
+    def identity(self) -> str:
+        """Another one after this run restarted the server; a restart of an external server does not show."""
+        return self._url if self._process is None else f"{self._url} process {self._process.pid}"
+
+    def call(self, phase: Phase, method: str, path: str, *, seconds: float | None = None, **body: Any) -> dict[str, Any]:
+        """One request that must succeed: HTTP status 200 and, where the answer holds a success flag, a true one. `seconds` is
+        a deadline other than `rollout.sglang.timeout_seconds`."""
+        timeout = self._timeout if seconds is None else seconds
         try:
-            answer = self._client.request(method, path, json=body if method == "POST" else None)
+            answer = self._client.request(method, path, json=body if method == "POST" else None, timeout=timeout)
         except httpx.TransportError as error:
             raise self._lost(phase, path, error) from error
         return self._checked(phase, path, answer)
@@ -218,6 +233,55 @@ class SGLangServer:
             weight_version=str(version),
             flush_cache=True,
         )
+
+    def join_group(self, place: GroupPlace) -> None:
+        """Lets the server's ranks join a process group; returns when every member of it has.
+
+        Raises:
+            GroupError: they did not meet the others.
+        """
+        self._group_call(
+            "/init_weights_update_group",
+            master_address=place.address,
+            master_port=place.port,
+            rank_offset=place.first_rank,
+            world_size=place.size,
+            group_name=place.name,
+            backend=place.backend,
+        )
+
+    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int) -> None:
+        """Lets the server's ranks receive one broadcast of the group's rank 0 and copy the tensors in it.
+
+        SGLang answers when its *first* rank has copied; the end of the update waits for all.
+
+        Raises:
+            GroupError: the broadcast did not arrive.
+        """
+        self._group_call(
+            "/update_weights_from_distributed",
+            names=[part.name for part in metadata],
+            dtypes=[str(part.dtype).removeprefix("torch.") for part in metadata],
+            shapes=[list(part.shape) for part in metadata],
+            group_name=group,
+            load_format="flattened_bucket",
+            weight_version=str(version),
+            flush_cache=True,
+        )
+
+    def _group_call(self, path: str, **body: Any) -> None:
+        """A call that waits for the members of a group. The group's own deadline comes first: it sees who is missing."""
+        try:
+            self.call(Phase.SYNC, "POST", path, seconds=2 * self._config.timeout_seconds, **body)
+        except EngineError as error:
+            if any(said in error.reason for said in _LOST_GROUP):
+                raise GroupError(error.phase, error.party, error.reason) from error
+            raise
+
+    def leave_group(self, group: str) -> None:
+        """Lets the server's ranks leave a process group."""
+        seconds = min(_LEAVE_SECONDS, self._config.timeout_seconds)
+        self.call(Phase.SYNC, "POST", "/destroy_weights_update_group", seconds=seconds, group_name=group)
 
     def check_version(self, version: int) -> None:
         """Asks the server which weights it serves."""

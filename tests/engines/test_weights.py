@@ -15,10 +15,11 @@ from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.engine import EngineError, Phase
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.rollout.sync import build_transport
+from octopus_mcore.runtime.world import local_device
 from tests.engines.conftest import serving
 from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
-TRANSPORTS = ("ipc", "disk")
+TRANSPORTS = ("ipc", "collective", "disk")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def use(engine: ServedEngine, transport: str, folder: Path, tmp_path: Path, monk
     processor = Processor.from_pretrained(folder, "", 500)
     config = SGLangConfig(transport=transport, sync_bucket_mb=1)
     monkeypatch.setattr(engine, "_images", processor.images)
-    monkeypatch.setattr(engine, "_transport", build_transport(config, tmp_path, str(folder)))
+    engine._transport.close()
+    monkeypatch.setattr(engine, "_transport", build_transport(config, tmp_path, str(folder), local_device()))
     return processor
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
 
 from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.rollout.sync.collective import CollectiveTransport
 from octopus_mcore.rollout.sync.disk import DiskTransport
 from octopus_mcore.rollout.sync.shared_memory import SharedMemoryTransport
 from octopus_mcore.rollout.sync.transport import Transport
 
 
-def build_transport(config: SGLangConfig, folder: Path, model: str) -> Transport:
-    """The configured transport; `folder` is where files may go, `model` the checkpoint that the weights belong to."""
+def build_transport(config: SGLangConfig, folder: Path, model: str, device: torch.device) -> Transport:
+    """The configured transport; `folder` is where files may go, `model` the checkpoint that the weights belong to, `device` the
+    trainer's, on which the weights are."""
+    if config.transport == "collective":
+        return CollectiveTransport(
+            config.sync_bucket_mb * 2**20, device, master_address(config), seconds=config.timeout_seconds
+        )
     if config.transport == "disk":
         return DiskTransport(Path(config.weights_folder or folder) / "weights", model)
     return SharedMemoryTransport(config.sync_bucket_mb * 2**20)
+
+
+def master_address(config: SGLangConfig) -> str:
+    """Where servers reach this process: what is configured, else loopback or, for servers elsewhere, this machine's name."""
+    local = all(urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") for url in config.urls)
+    return config.master_address or ("127.0.0.1" if local else socket.gethostname())

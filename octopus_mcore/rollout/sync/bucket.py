@@ -18,12 +18,13 @@ class Bucket:
     """Tensors one behind the other in a buffer of bytes."""
 
     buffer: torch.Tensor
+    alignment: int = _ALIGNMENT
     used: int = 0
     metadata: list[SimpleNamespace] = field(default_factory=list)
 
     def fits(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor still has room."""
-        return self.used + tensor.nbytes <= self.buffer.numel()
+        """Whether the tensor still has room, at a place where it can be viewed as its own dtype."""
+        return self.used % tensor.itemsize == 0 and self.used + tensor.nbytes <= self.buffer.numel()
 
     def add(self, item: WeightItem) -> None:
         """Copies the tensor into the buffer."""
@@ -40,4 +41,4 @@ class Bucket:
                 numel=tensor.nbytes,
             )
         )
-        self.used = -(-(start + tensor.nbytes) // _ALIGNMENT) * _ALIGNMENT
+        self.used = -(-(start + tensor.nbytes) // self.alignment) * self.alignment

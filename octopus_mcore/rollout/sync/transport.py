@@ -7,16 +7,42 @@ every server has copied what it was sent, so a buffer is never written while som
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 from octopus_mcore.models.weight_stream import WeightItem
+from octopus_mcore.rollout.engine import EngineError
+
+
+class GroupError(EngineError):
+    """A server is well, but could not take part in a group: another member is missing or has left it."""
+
+
+@dataclass(frozen=True)
+class GroupPlace:
+    """Where a server's tensor-parallel ranks join a process group: its store, and which of its ranks they are."""
+
+    name: str
+    address: str
+    port: int
+    first_rank: int
+    size: int
+    backend: str
 
 
 class Receiver(Protocol):
-    """What a transport needs of a server. Every call returns when the server is done and raises when it fails."""
+    """What a transport needs of a server. Every call returns when the server is done and raises `EngineError` when it fails."""
 
+    name: str
     tensor: int
+
+    @property
+    def identity(self) -> str:
+        """Another one after the server was restarted: what an earlier process had joined, this one has not."""
+        ...
 
     def begin_update(self) -> None:
         """Opens an update."""
@@ -34,6 +60,18 @@ class Receiver(Protocol):
         """Reads all weights from a checkpoint folder."""
         ...
 
+    def join_group(self, place: GroupPlace) -> None:
+        """Lets all ranks join; returns when every member of the group has."""
+        ...
+
+    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int) -> None:
+        """Receives one broadcast of rank 0 and copies the tensors in it, which lie one behind the other without gaps."""
+        ...
+
+    def leave_group(self, group: str) -> None:
+        """Lets all ranks leave; whoever still waits for them in the group gets an error."""
+        ...
+
 
 class Transport(Protocol):
     """Brings all items of one update to all servers."""
@@ -45,3 +83,31 @@ class Transport(Protocol):
     def close(self) -> None:
         """Frees buffers and files."""
         ...
+
+
+@contextmanager
+def updating(servers: Sequence[Receiver]) -> Iterator[None]:
+    """Opens the update of every server and closes it, also after an error, so that the next one can begin.
+
+    Raises:
+        EngineError: a server's failure to open or close; an error of the body goes before those of closing.
+    """
+    opened: list[Receiver] = []
+    failed = False
+    try:
+        for server in servers:
+            server.begin_update()
+            opened.append(server)
+        yield
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        errors = []
+        for server in opened:
+            try:
+                server.end_update()
+            except EngineError as error:
+                errors.append(error)
+        if errors and not failed:
+            raise errors[0]
