@@ -113,6 +113,10 @@ class SGLangConfig(Section):
     """Servers per replica; requests go to the one with the fewest outstanding tokens."""
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size of a server, independent of the trainer's."""
+    colocated: bool = True
+    """Started servers use the trainer's devices, and both take turns: before training the servers free caches and weights,
+    before generation the trainer moves gradients, optimizer and parameters to the host. Turn it off where the memory holds
+    both. Servers of `urls` are always taken to be elsewhere."""
     transport: Literal["ipc", "collective", "disk"] = "ipc"
     """How weights reach the servers: `ipc` through memory that trainer and servers of one machine share, `collective` through a
     process group of trainer and servers (NCCL needs servers on GPUs of their own), `disk` as safetensors files in

@@ -60,12 +60,13 @@ class EmbeddedEngine:
         self._max_batch_size = max_batch_size
         self._version: int | None = None
         self._model: Qwen3VLForConditionalGeneration | None = None
-        self.resume_memory()
+        self._build()
 
     def resume_memory(self) -> None:
-        """Takes the memory of the weights; they must come by `update_weights` before the next generation."""
-        if self._model is not None:
-            return
+        """Nothing: a cache lives no longer than its generation."""
+
+    def _build(self) -> None:
+        """Takes the memory of the weights."""
         with torch.device(self._device), no_init_weights():
             model = AutoModelForImageTextToText.from_config(self._config, dtype=self._dtype, attn_implementation="sdpa")
         model.tie_weights()
@@ -91,7 +92,7 @@ class EmbeddedEngine:
     def health(self) -> str:
         """Says "ready", "no weights", or that the memory is released."""
         if self._model is None:
-            return "memory released: call resume_memory, then update_weights"
+            return "memory released"
         return "no weights" if self._version is None else "ready"
 
     @torch.no_grad()
@@ -101,13 +102,12 @@ class EmbeddedEngine:
 
         Raises:
             ValueError: a tensor is unknown, comes twice, has another shape, is quantised, or is missing at the end.
-            RuntimeError: the memory is released.
         """
         started, tensors, size = time.perf_counter(), 0, 0
         self._version = None
         try:
             if self._model is None:
-                raise RuntimeError(f"update_weights while {self.health()}")
+                self._build()
             own = self._model.state_dict()
             for item in checked_items(
                 stream, {name: tensor.shape for name, tensor in own.items()}, self._tied, "weight update"

@@ -155,11 +155,11 @@ class RolloutEngine(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """Frees weights and caches; `update_weights` must follow `resume_memory`."""
+        """Frees weights and caches; what fails to do so is ended. `update_weights` takes the memory of the weights again."""
         ...
 
     def resume_memory(self) -> None:
-        """Takes the memory back."""
+        """Takes back what else it needs to generate, behind `update_weights`."""
         ...
 
     def health(self) -> str:

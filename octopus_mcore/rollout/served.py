@@ -33,7 +33,7 @@ from octopus_mcore.rollout.engine import (
 )
 from octopus_mcore.rollout.pictures import PictureCodec
 from octopus_mcore.rollout.process import ServerProcess, free_port
-from octopus_mcore.rollout.sglang import SGLangServer, launch_command
+from octopus_mcore.rollout.sglang import MemoryKind, SGLangServer, launch_command
 from octopus_mcore.rollout.sync import build_transport
 from octopus_mcore.rollout.sync.disk import DiskTransport
 from octopus_mcore.rollout.sync.transport import Transport
@@ -129,6 +129,8 @@ class ServedEngine:
                 return f"{server.name}: {reason}"
         if self._phase is not Phase.READY:
             return f"phase {self._phase}"
+        if any(server.released for server in self._servers):
+            return "memory released"
         return "no weights" if self._version is None else "ready"
 
     @property
@@ -144,18 +146,15 @@ class ServedEngine:
         return Losses()
 
     def release_memory(self) -> None:
-        """Asks the servers to free caches and weights."""
+        """Has the servers free caches and weights; the next update takes the weights' memory, `resume_memory` the caches'."""
         self._version = None
         for server in self._servers:
-            server.call(Phase.MEMORY, "POST", "/release_memory_occupation", tags=["kv_cache", "weights"])
-        self._phase = Phase.MEMORY
+            server.release_memory()
 
     def resume_memory(self) -> None:
-        """Asks the servers to take the memory back."""
-        if self._phase is Phase.MEMORY:
-            for server in self._servers:
-                server.call(Phase.MEMORY, "POST", "/resume_memory_occupation", tags=["weights", "kv_cache"])
-            self._phase = Phase.READY
+        """Has the servers take back the memory of their caches."""
+        for server in self._servers:
+            server.resume_memory(MemoryKind.CACHE)
 
     def update_weights(self, stream: WeightStream, version: int) -> SyncReport:
         """Replaces all weights of all servers. The stream is iterated to its end even after an error, because iterating is
@@ -165,7 +164,7 @@ class ServedEngine:
             ValueError: a tensor is unknown, comes twice, has another shape, is quantised, or is missing at the end.
             EngineError: a server refused, died, serves another version afterwards, or holds other bytes than `expect_weights`
                 promised.
-            RuntimeError: the memory is released.
+            RuntimeError: the engine is stopped.
         """
         report = self._receive(stream, version, self._transport)
         expected, self._expected = self._expected, None
@@ -208,6 +207,8 @@ class ServedEngine:
         try:
             if self._phase is not Phase.READY:
                 raise RuntimeError(f"update_weights while {self.health()}")
+            for server in self._servers:
+                server.resume_memory(MemoryKind.WEIGHTS)
             transport.send(counted(), self._servers, version)
             for server in self._servers:
                 server.check_version(version)
@@ -231,7 +232,7 @@ class ServedEngine:
             EngineError: a server died, did not answer in time, read other ids than it was given, served other weights, or ended
                 a response on an id that does not end it.
         """
-        if self._version is None:
+        if self._version is None or any(server.released for server in self._servers):
             raise RuntimeError(f"the SGLang engine cannot generate: {self.health()}")
         calls = _calls(requests, self._deterministic)
         pictures = self._encoded({image.key for request in requests for image in request.images})

@@ -17,6 +17,7 @@ import base64
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,18 +47,27 @@ _COMPUTED = ["rotary"]
 _CPU_STAND_IN = Path(__file__).with_name("sglang_cpu")
 
 
+class MemoryKind(StrEnum):
+    """What a server's memory holds, in SGLang's words."""
+
+    WEIGHTS = "weights"
+    CACHE = "kv_cache"
+
+
 @dataclass(frozen=True)
 class LaunchSettings:
     """What a kind of device adds to a server's command line and environment."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    colocated: tuple[str, ...] = ()
+    """Arguments that let a server give its memory back; without them it says that it did and keeps it."""
     first_device: str | None = None
     """Argument that says which device is the server's first one; None where devices have no numbers."""
 
 
 LAUNCH: Mapping[str, LaunchSettings] = {
-    "cuda": LaunchSettings(arguments=(), environment={}, first_device="--base-gpu-id"),
+    "cuda": LaunchSettings(arguments=(), environment={}, colocated=("--enable-memory-saver",), first_device="--base-gpu-id"),
     "cpu": LaunchSettings(
         arguments=(
             *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
@@ -88,6 +98,7 @@ def launch_command(
     command += [settings.first_device, str(device.index or 0)] if settings.first_device else []
     command += ["--max-total-tokens", str(config.max_total_tokens)] if config.max_total_tokens else []
     command += ["--enable-deterministic-inference"] if deterministic else []
+    command += settings.colocated if config.colocated else ()
     # SGLang binds CPU ranks to cores only when told how, and refuses several ranks otherwise; it reads this on CPUs alone.
     binding = "|".join(str(rank) for rank in range(config.tensor))
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": binding} if config.tensor > 1 else {}
@@ -105,6 +116,7 @@ class SGLangServer:
         self.name = process.name if process is not None else url
         self.tensor = config.tensor
         self.outstanding = 0
+        self.released: set[MemoryKind] = set()
         self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
         self._url, self._process = url.rstrip("/"), process
         self._timeout = httpx.Timeout(config.timeout_seconds, connect=10.0)
@@ -196,6 +208,18 @@ class SGLangServer:
         except httpx.TransportError as error:
             raise self._lost(Phase.GENERATE, "/abort_request", error) from error
         self._checked(Phase.GENERATE, "/abort_request", answer)
+
+    def release_memory(self) -> None:
+        """Frees weights and caches, as far as they are not free already."""
+        if kinds := [kind for kind in MemoryKind if kind not in self.released]:
+            self.call(Phase.MEMORY, "POST", "/release_memory_occupation", tags=kinds)
+            self.released.update(kinds)
+
+    def resume_memory(self, kind: MemoryKind) -> None:
+        """Takes the memory of this kind back, where it was freed."""
+        if kind in self.released:
+            self.call(Phase.MEMORY, "POST", "/resume_memory_occupation", tags=[kind])
+            self.released.remove(kind)
 
     def begin_update(self) -> None:
         """Opens the server's weight update."""

@@ -26,6 +26,7 @@ from octopus_mcore.rollout.engine import (
     StaleGeneration,
 )
 from octopus_mcore.runtime.world import World
+from octopus_mcore.training.turns import Apart, Turns
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,16 +44,22 @@ class EngineSeat:
         policy: Policy,
         world: World,
         *,
+        turns: Turns | None = None,
         check_weights: bool = False,
         max_staleness: int = 0,
         on_activity: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`check_weights` lets engines prove at the first sync that they got every byte. `on_activity` is told how far this
-        rank's engine is, for a live display."""
+        """`turns` says how trainer and engine share devices, None that they do not. `check_weights` lets engines prove at the
+        first sync that they got every byte. `on_activity` is told how far this rank's engine is, for a live display."""
         self.engine = engine
         self._policy, self._world = policy, world
         self._unproved, self._max_staleness, self._on_activity = check_weights, max_staleness, on_activity
+        self._turns = turns or Apart()
         self._reported = Losses()
+
+    def make_room(self) -> None:
+        """Hands the devices to the trainer where it shares them; the engine then serves no weights until the next `sync`."""
+        self._turns.train()
 
     def sync(self) -> None:
         """Gives every engine the policy's weights that does not serve them yet; engines that fail on the way are repaired and
@@ -63,7 +70,9 @@ class EngineSeat:
             ValueError: the stream is not what the engine's model needs.
         """
         while any(self._world.all_gather(self._lacks_weights())):
-            fault = self._bring_weights()
+            self._repair()
+            with self._turns.sync():
+                fault = self._bring_weights()
             if fault is not None:
                 _log.warning("weights are sent again: %s", fault)
             if not any(self._world.all_gather(fault is not None)):
@@ -100,12 +109,16 @@ class EngineSeat:
     def _lacks_weights(self) -> bool:
         return self.engine is not None and self.engine.version != self._policy.version
 
+    def _repair(self) -> None:
+        """Replaces what has failed; servers that start measure the memory that they find."""
+        self._turns.generate()
+        if self._lacks_weights():
+            self.engine.recover()
+        self._world.barrier()  # repairs take minutes, which nobody should spend inside the stream's collectives
+
     def _bring_weights(self) -> ServerFault | None:
         """One attempt; what failed on this rank in a way that another attempt may repair."""
         engine = self.engine if self._lacks_weights() else None
-        if engine is not None:
-            engine.recover()
-        self._world.barrier()  # repairs take minutes, which nobody should spend inside the stream's collectives
         fault = None
         for receive in ("expect_weights", "update_weights") if self._unproved else ("update_weights",):
             stream = self._policy.weight_stream("leader")

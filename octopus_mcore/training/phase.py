@@ -18,20 +18,20 @@ BEST_FOLDER = "best"
 
 def begin_phase(session: Session, name: str, phase: PhaseConfig, with_reference: bool = False) -> None:
     """A fresh optimizer, and as reference the weights that the phase begins with; then, on resuming, the checkpoint's state."""
+    session.seat.make_room()
     session.policy.begin_phase(phase.optimizer, with_reference)
     state = session.state
     if state.phase == name and state.step:
         load_checkpoint(session.directory.checkpoint(name, state.step), session.policy, with_optimizer=True)
     else:
         state.phase, state.step, state.buffer = name, 0, {}
-    session.sync_engine()
     session.progress.begin_phase(name, state.step)
 
 
 def end_step(
     session: Session, name: str, phase: PhaseConfig, step: int, metrics: Mapping[str, float], judge: Judge | None
 ) -> None:
-    """Records the step, evaluates and saves where that is due. The engine must hold the step's weights when it evaluates."""
+    """Records the step, evaluates and saves where that is due."""
     session.state.step = step
     metrics = {**metrics, **session.timer.lap()}
     session.record(name, step, metrics)
@@ -42,6 +42,7 @@ def end_step(
     every = session.config.checkpoint.every
     if last or (every and step % every == 0):
         session.progress.activity("checkpoint")
+        session.seat.make_room()
         save_checkpoint(session.directory.checkpoint(name, step), session.policy, asdict(session.state), session.world)
         if session.world.is_main:
             _prune(session.directory.checkpoints(name), session.config.checkpoint.keep)
@@ -52,7 +53,7 @@ def _evaluate(session: Session, name: str, step: int, last: bool, judge: Judge |
     """In-training sets when due, all sets at the phase's end; exports the model when it is the best so far."""
     evaluation = session.config.eval
     session.progress.activity("evaluation")
-    session.sync_engine()
+    session.seat.sync()
     metrics = session.evaluate(name, step, list(evaluation.sets) if last else evaluation.during_training, judge)
     best_by, state = session.config.checkpoint.best_by, session.state
     value = metrics.get(best_by, math.nan)  # NaN is also the rate of nothing

@@ -20,7 +20,7 @@ from octopus_mcore.training.session import Session, judging
 
 
 def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
-    """Runs the phase's remaining steps: generate and judge → buffer → log-probs → updates → sync."""
+    """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates."""
     source = load_plugin(session.config.data.train, "data.train")
     pair = partial(pair_judgement, config=phase.rewards)
     buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, pair)
@@ -30,18 +30,20 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             buffer.load_state_dict(session.state.buffer)
         for step in range(session.state.step + 1, phase.steps + 1):
             prompts, skipped = session.draw_prompts(source, phase.prompts_per_step)
+            with session.timer("sync"):
+                session.seat.sync()
             with session.timer("rollout"):
                 groups = session.generate(prompts, phase, judge)
             with session.timer("buffer"):
                 result = buffer(groups, StageContext(session.config.run.seed, session.policy.version))
+            with session.timer("hand over"):
+                session.seat.make_room()
             with session.timer("log-probs"):
                 batch = row_batch(session.policy, result.groups, phase)
             if batch.alarm is not None:
                 session.progress.warn(f"{name} step {step}: {batch.alarm}")
             with session.timer("update"):
                 updates = _update(session, phase, step, batch)
-            with session.timer("sync"):
-                session.sync_engine()
             natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
             metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics | updates
             metrics |= session.seat.losses()

@@ -32,6 +32,7 @@ from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
 from octopus_mcore.training.engine_seat import EngineSeat
 from octopus_mcore.training.evaluate import Tallies, evaluation_metrics, evaluation_tallies
+from octopus_mcore.training.turns import Shared
 
 _MOST_TOO_LONG_IN_A_ROW = 1000
 """When so many prompts in a row are too long, the limit is wrong and none will ever fit."""
@@ -71,10 +72,6 @@ class Session:
     def engine(self) -> RolloutEngine | None:
         """This rank's rollout engine; None on ranks that lead no replica."""
         return self.seat.engine
-
-    def sync_engine(self) -> None:
-        """Gives the engines the policy's weights. Collective, as `EngineSeat.sync`."""
-        self.seat.sync()
 
     def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
         """The next `count` prompts, and how many too long ones were passed over; moves the data cursor.
@@ -162,6 +159,7 @@ class Session:
 
     def export(self, name: str) -> None:
         """Writes the policy as a Hugging Face folder into the run directory. Collective."""
+        self.seat.make_room()
         target = self.directory.path / name if self.world.is_main else None
         save_hf_folder(self.policy.weight_stream("leader"), target, self.config.model.path)
 
@@ -178,12 +176,19 @@ def judging(session: Session, rewards: RewardConfig) -> Iterator[Judge | None]:
         yield stack.enter_context(Judge(rewards)) if session.engine is not None else None
 
 
+def shares_devices(config: Config) -> bool:
+    """Whether the run's servers use the trainer's devices, so that both take turns."""
+    servers = config.rollout.sglang
+    return config.rollout.engine == "sglang" and servers.colocated and not servers.urls
+
+
 def build_seat(config: Config, world: World, policy: Policy, engine: RolloutEngine | None, progress: Progress) -> EngineSeat:
     """The seat of this rank's engine."""
     return EngineSeat(
         engine,
         policy,
         world,
+        turns=Shared(engine, policy.residence, world) if shares_devices(config) else None,
         check_weights=config.rollout.engine == "sglang" and config.rollout.sglang.check_weights,
         max_staleness=config.rollout.max_staleness,
         on_activity=progress.activity,

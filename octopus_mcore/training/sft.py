@@ -22,6 +22,7 @@ def run_sft_phase(session: Session, name: str, phase: SFTPhaseConfig) -> None:
         for step in range(session.state.step + 1, phase.steps + 1):
             with session.timer("data"):
                 examples, skipped = _examples(session, name, phase, source, step)
+            session.seat.make_room()
             with session.timer("update"):
                 rows = [row_of(example.prompt, example.token_ids) for example in examples]
                 rate = learning_rate(step - 1, phase.optimizer, phase.steps)

@@ -150,10 +150,15 @@ def test_a_refusal_of_the_server_is_an_error_of_the_sync(engine: ServedEngine, t
     assert caught.value.phase is Phase.SYNC
 
 
-def test_a_released_engine_takes_weights_only_after_resuming(engine: ServedEngine, processor: Processor, tied: Path):
+def test_a_released_engine_generates_only_with_new_weights_and_its_caches(
+    engine: ServedEngine, processor: Processor, tied: Path
+):
     engine.release_memory()
-    with pytest.raises(RuntimeError, match="memory"):
-        engine.update_weights(stream_of(random_weights(tied, 1)), version=2)
-    engine.resume_memory()
+    engine.release_memory()
+    with pytest.raises(RuntimeError, match="memory released"):
+        asyncio.run(engine.generate(requests(processor)))
     engine.update_weights(stream_of(random_weights(tied, 1)), version=3)
+    with pytest.raises(RuntimeError, match="memory released"):
+        asyncio.run(engine.generate(requests(processor)))
+    engine.resume_memory()
     assert asyncio.run(engine.generate(requests(processor)))[0].version == 3

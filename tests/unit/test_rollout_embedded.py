@@ -338,11 +338,8 @@ def test_memory_is_released_and_taken_back(folder, processor, prompts):
     assert "released" in engine.health()
     with pytest.raises(RuntimeError, match="released"):
         generate(engine, asked)
-    with pytest.raises(RuntimeError, match="released"):
-        engine.update_weights(HFFolder(folder).stream(), version=8)
-    engine.resume_memory()
-    assert engine.health() == "no weights"
     engine.update_weights(HFFolder(folder).stream(), version=8)
+    engine.resume_memory()
     assert generate(engine, asked)[0].token_ids == before
 
 

@@ -73,7 +73,7 @@ def test_an_undefined_metric_is_not_the_best(monkeypatch: pytest.MonkeyPatch) ->
         config=config,
         state=RunState(),
         progress=SimpleNamespace(activity=lambda name: None),
-        sync_engine=lambda: None,
+        seat=SimpleNamespace(sync=lambda: None),
         evaluate=lambda *arguments: {"v/T1/changed": next(values)},
         export=lambda folder: exported.append((folder, session.state.best)),
     )
