@@ -83,6 +83,7 @@ class ServedEngine:
         """
         self._config, self._images, self._deterministic = config, images, deterministic
         self._hf_config = AutoConfig.from_pretrained(model)
+        self._shapes = expected_tensors(self._hf_config)
         self._pictures = PictureCodec(model)
         self._transport = build_transport(config, folder, model, device)
         self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
@@ -199,7 +200,7 @@ class ServedEngine:
 
         def counted() -> Iterator[WeightItem]:
             nonlocal tensors, size
-            shapes, tied = expected_tensors(self._hf_config), bool(self._hf_config.tie_word_embeddings)
+            shapes, tied = self._shapes, bool(self._hf_config.tie_word_embeddings)
             for item in checked_items(stream, shapes, tied, "weight update"):
                 tensors, size = tensors + 1, size + item.tensor.nbytes
                 yield item

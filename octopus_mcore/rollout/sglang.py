@@ -222,8 +222,14 @@ class SGLangServer:
             self.released.remove(kind)
 
     def begin_update(self) -> None:
-        """Opens the server's weight update."""
-        self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
+        """Opens the server's weight update, afresh where an earlier trainer left one open."""
+        try:
+            self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
+        except EngineError as error:
+            if "already open" not in error.reason:
+                raise
+            self.end_update()
+            self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
 
     def end_update(self) -> None:
         """Closes it: the server finishes its derived weights."""
@@ -246,17 +252,25 @@ class SGLangServer:
         self.begin_update()
         self.end_update()
 
-    def load_bucket(self, handles: Sequence[bytes], version: int) -> None:
-        """Lets each tensor-parallel rank of the server copy the tensors behind its handle; returns when all have."""
+    def load_bucket(self, handles: Sequence[bytes], version: int | None) -> None:
+        """Lets each tensor-parallel rank of the server copy the tensors behind its handle; returns when all have and hold the
+        memory no more. The last bucket brings the version, and only then the server forgets what it cached.
+
+        SGLang answers when its *first* rank has let go of the memory. A rank turns to its next call when it has, too, and the
+        checksum of no tensor is a call that waits for all ranks.
+        """
+        last = {} if version is None else {"weight_version": str(version)}
         self.call(
             Phase.SYNC,
             "POST",
             "/update_weights_from_tensor",
             serialized_named_tensors=[base64.b64encode(handle).decode() for handle in handles],
             load_format="flattened_bucket",
-            weight_version=str(version),
-            flush_cache=True,
+            flush_cache=version is not None,
+            **last,
         )
+        if self.tensor > 1:
+            self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum", skip_tensor_list=[""])
 
     def join_group(self, place: GroupPlace) -> None:
         """Lets the server's ranks join a process group; returns when every member of it has.

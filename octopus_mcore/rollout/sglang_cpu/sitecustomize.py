@@ -10,6 +10,11 @@ answered as little as possible, and only in an environment that holds SGLang:
   stand in for it.
 * Per-request seeds need `--enable-deterministic-inference`, which refuses the `torch_native` attention backend and then
   replaces torch operators by GPU kernels. Sampling by seed itself is plain torch, and torch on a CPU is deterministic.
+
+One thing is not needed to start but to be quick:
+
+* Weights arrive in shared memory that the trainer fills again and again. Torch maps it for every bucket anew, and the page
+  faults of a fresh mapping cost more than copying what lies there. The last mapping is kept.
 """
 
 import importlib.abc
@@ -99,12 +104,23 @@ def _keep_torch_operators(module):
     module.enable_batch_invariant_mode = lambda *args, **kwargs: None
 
 
+def _keep_last_mapping(module):
+    rebuild, kept = module.rebuild_storage_filename, []
+
+    def rebuild_and_keep(*arguments):
+        kept[:] = [rebuild(*arguments)]  # which finds a mapping that is still kept
+        return kept[0]
+
+    module.rebuild_storage_filename = rebuild_and_keep
+
+
 class _ChangeAfterImport(importlib.abc.MetaPathFinder):
-    """Changes a few SGLang modules right after they are imported."""
+    """Changes a few modules right after they are imported."""
 
     changes = {
         "sglang.srt.arg_groups.choices": _allow_torch_native,
         "sglang.srt.batch_invariant_ops": _keep_torch_operators,
+        "torch.multiprocessing.reductions": _keep_last_mapping,
     }
 
     def find_spec(self, name, path=None, target=None):

@@ -10,8 +10,10 @@ import torch
 
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.rollout.sync.collective import CollectiveTransport
+from octopus_mcore.rollout.sync.cuda_ipc import DeviceMemory
 from octopus_mcore.rollout.sync.disk import DiskTransport
-from octopus_mcore.rollout.sync.shared_memory import SharedMemoryTransport
+from octopus_mcore.rollout.sync.ipc import IpcTransport, SharedMemory
+from octopus_mcore.rollout.sync.shared_memory import HostMemory
 from octopus_mcore.rollout.sync.transport import Transport
 
 
@@ -24,7 +26,8 @@ def build_transport(config: SGLangConfig, folder: Path, model: str, device: torc
         )
     if config.transport == "disk":
         return DiskTransport(Path(config.weights_folder or folder) / "weights", model)
-    return SharedMemoryTransport(config.sync_bucket_mb * 2**20)
+    memory: SharedMemory = DeviceMemory(device) if device.type == "cuda" else HostMemory()
+    return IpcTransport(config.sync_bucket_mb * 2**20, memory)
 
 
 def master_address(config: SGLangConfig) -> str:

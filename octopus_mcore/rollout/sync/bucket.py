@@ -9,7 +9,7 @@ import torch
 
 from octopus_mcore.models.weight_stream import WeightItem
 
-_ALIGNMENT = 16
+ALIGNMENT = 16
 """Bytes at whose multiples tensors start in a bucket, so that each can be viewed as its own dtype."""
 
 
@@ -18,7 +18,7 @@ class Bucket:
     """Tensors one behind the other in a buffer of bytes."""
 
     buffer: torch.Tensor
-    alignment: int = _ALIGNMENT
+    alignment: int = ALIGNMENT
     used: int = 0
     metadata: list[SimpleNamespace] = field(default_factory=list)
 
@@ -29,8 +29,8 @@ class Bucket:
     def add(self, item: WeightItem) -> None:
         """Copies the tensor into the buffer."""
         tensor, start = item.tensor.detach(), self.used
-        place = self.buffer[start : start + tensor.nbytes]
-        place.view(tensor.dtype).copy_(tensor.reshape(-1))
+        place = self.buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        place.copy_(tensor)
         self.metadata.append(
             SimpleNamespace(
                 name=item.name,

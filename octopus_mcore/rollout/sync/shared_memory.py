@@ -1,4 +1,4 @@
-"""Weights through memory that trainer and servers of one machine share."""
+"""Host memory that trainer and servers of one machine share."""
 
 from __future__ import annotations
 
@@ -6,70 +6,35 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 
 import torch
 
-from octopus_mcore.models.weight_stream import WeightItem
-from octopus_mcore.rollout.sync.bucket import Bucket
-from octopus_mcore.rollout.sync.transport import Receiver
 
+class HostMemory:
+    """POSIX shared memory. Its pages are slow to get, so a buffer is kept between updates.
 
-class SharedMemoryTransport:
-    """Flattened buckets in shared memory: servers on the same machine map the buffer and copy from it.
-
-    Memory: one bucket, and the largest tensor where that is larger. The buffer is filled again only after every server has
-    answered that it has copied.
+    A handle counts as a reference until it is opened: after a server that died without opening one, the memory goes when this
+    process ends, not when the buffer is dropped.
     """
 
-    def __init__(self, bucket_bytes: int) -> None:
-        self._bucket_bytes = bucket_bytes
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+    kept = True
 
-    def send(self, items: Iterator[WeightItem], servers: Sequence[Receiver], version: int) -> None:
-        """Sends bucket by bucket; the servers' update is closed also after an error, so that the next one can begin."""
-        opened: list[Receiver] = []
-        try:
-            for server in servers:
-                server.begin_update()
-                opened.append(server)
-            bucket = Bucket(self._take(self._bucket_bytes))
-            for item in items:
-                if not bucket.fits(item.tensor):
-                    self._deliver(bucket, servers, version)
-                    bucket = Bucket(self._take(max(self._bucket_bytes, item.tensor.nbytes)))
-                bucket.add(item)
-            self._deliver(bucket, servers, version)
-        finally:
-            for server in opened:
-                server.end_update()
+    def allocate(self, size: int) -> torch.Tensor:
+        """`size` bytes in /dev/shm."""
+        with _shared_by_name():
+            return torch.empty(size, dtype=torch.uint8).share_memory_()
 
-    def close(self) -> None:
-        """Frees the buffer."""
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+    def handle(self, buffer: torch.Tensor, metadata: Sequence[SimpleNamespace]) -> bytes:
+        """The buffer by its name in shared memory, and what lies in it.
 
-    def _take(self, size: int) -> torch.Tensor:
-        if self._buffer.numel() < size:
-            with _shared_by_name():
-                self._buffer = torch.empty(size, dtype=torch.uint8).share_memory_()
-        return self._buffer
-
-    @staticmethod
-    def _deliver(bucket: Bucket, servers: Sequence[Receiver], version: int) -> None:
-        if bucket.metadata:
-            for server in servers:
-                server.load_bucket([_handle(bucket) for _ in range(server.tensor)], version)
-
-
-def _handle(bucket: Bucket) -> bytes:
-    """The buffer by its name in shared memory, and what lies in it; good for one receiver.
-
-    Names, not the file descriptors that are torch's default: a descriptor is handed over by a connection that only child
-    processes of the sender may open.
-    """
-    written = io.BytesIO()
-    with _shared_by_name():
-        ForkingPickler(written).dump({"flattened_tensor": bucket.buffer, "metadata": bucket.metadata})
-    return written.getvalue()
+        Names, not the file descriptors that are torch's default: a descriptor is handed over by a connection that only child
+        processes of the sender may open.
+        """
+        written = io.BytesIO()
+        with _shared_by_name():
+            ForkingPickler(written).dump({"flattened_tensor": buffer, "metadata": metadata})
+        return written.getvalue()
 
 
 @contextmanager

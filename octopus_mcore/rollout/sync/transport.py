@@ -1,7 +1,7 @@
 """How checked weights travel to servers: what a transport promises, and what it needs of a server.
 
-One stream feeds every transport; a transport changes where bytes lie, never names or values. All transports return only when
-every server has copied what it was sent, so a buffer is never written while somebody reads it.
+One stream feeds every transport; a transport changes where bytes lie, never names or values. An answer of a server is its
+acknowledgement: it has copied what it was sent, and that memory may be written again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class GroupPlace:
 
 
 class Receiver(Protocol):
-    """What a transport needs of a server. Every call returns when the server is done and raises `EngineError` when it fails."""
+    """What a transport needs of a server. Every call returns when the server is done, and raises `EngineError` when it fails or
+    is not done in time. Calls to one server come one after another, to several servers at the same time from threads."""
 
     name: str
     tensor: int
@@ -48,8 +49,9 @@ class Receiver(Protocol):
         """Opens an update."""
         ...
 
-    def load_bucket(self, handles: Sequence[bytes], version: int) -> None:
-        """Copies the tensors behind one handle per tensor-parallel rank."""
+    def load_bucket(self, handles: Sequence[bytes], version: int | None) -> None:
+        """Copies the tensors behind one handle per tensor-parallel rank; all ranks have copied when it returns. `version`
+        comes with the last bucket of an update, so that a server never claims weights that it has in part."""
         ...
 
     def end_update(self) -> None:
