@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from octopus_mcore.experience.mismatch import (
     weight_metrics,
 )
 from octopus_mcore.experience.types import Group, Prompt, Provenance, Rollout, Span, SpanKind, TrainingSignal
+from octopus_mcore.policy.losses import policy_loss
+from octopus_mcore.runtime.seeds import numpy_generator
 
 PROMPT = Prompt("q", (1,), "?", "!")
 FIRST, SEPARATOR, CORRECTION = SpanKind.FIRST, SpanKind.SEPARATOR, SpanKind.CORRECTION
@@ -187,6 +190,44 @@ def test_an_engine_that_agrees_gives_weights_of_exactly_one(log_probs, answer, k
     rollout = replace(rollout_of(values), log_probs=values, old_log_probs=values.copy())
     weights = token_weights(rollout, LossConfig(kind=kind, mismatch=answer))
     np.testing.assert_array_equal(weights, np.ones(len(values), dtype=np.float32))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.sampled_from(["gspo_token", "grpo"]))
+def test_weighted_tokens_of_another_engine_have_the_trainers_gradient_in_expectation(seed, kind):
+    """What the weights are for, by summing over a whole vocabulary: tokens drawn by the engine, weighted, give the expected
+    gradient of tokens drawn by the trainer's policy; unweighted they do not."""
+    draw = numpy_generator(seed, "vocabulary")
+    logits, advantages = draw.normal(size=8), draw.normal(size=8).astype(np.float32)
+    trainer, engine = _log_softmax(logits), _log_softmax(logits + 0.2 * draw.normal(size=8))
+    config = LossConfig(kind=kind, mismatch="truncate", mismatch_cap=1e6)
+
+    def expected_gradient(sampled_from: np.ndarray, weighted: bool) -> torch.Tensor:
+        theta = torch.tensor(logits, requires_grad=True)
+        new = torch.log_softmax(theta, dim=0)
+        total = theta.sum() * 0
+        for token in range(8):
+            one = replace(rollout_of([0.0]), log_probs=engine[[token]], old_log_probs=trainer[[token]])
+            loss, _ = policy_loss(
+                config,
+                log_probs=new[[token]],
+                old_log_probs=torch.from_numpy(one.old_log_probs),
+                advantages=torch.from_numpy(advantages[[token]]),
+                mask=torch.ones(1, dtype=torch.bool),
+                row_index=torch.zeros(1, dtype=torch.int64),
+                num_rows=1,
+                weights=torch.from_numpy(token_weights(one, config)) if weighted else None,
+            )
+            total = total + float(np.exp(np.float64(sampled_from[token]))) * loss
+        return torch.autograd.grad(total, theta)[0]
+
+    wanted = expected_gradient(trainer, weighted=False)
+    torch.testing.assert_close(expected_gradient(engine, weighted=True), wanted, rtol=0, atol=1e-6)
+    assert (expected_gradient(engine, weighted=False) - wanted).abs().max() > 1e-4
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
 
 
 def test_weight_metrics_are_over_trained_tokens_of_all_rollouts():
