@@ -172,7 +172,7 @@ class RolloutConfig(Section):
     """Responses that the embedded engine decodes at once."""
     mismatch_alarm: float | None = Field(default=0.03, gt=0)
     """Mean |log-prob of the engine − log-prob of the trainer| of a step's native tokens, of any span kind, above which the run
-    warns and goes on; null never warns. In float32 the two agree to 1e-5, in bfloat16 a trained model's to about 0.01."""
+    warns and goes on; null never warns. In float32 the two agree to 1e-5, in bfloat16 a trained model's to 0.001 to 0.01."""
     replay: str | None = None
     """Run directory whose recorded rollouts stand in for generation, step by step: two layouts or two versions can then be
     compared on equal data. That run must have recorded every step (`observe.rollouts_every: 1`) of the same phases, seed and

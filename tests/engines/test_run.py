@@ -25,5 +25,6 @@ def test_a_training_run_from_sft_to_both_rl_stages(engine_python: str, tmp_path:
         for step in steps:
             assert is_finite(step["train/reward"])
             assert 0 < step["mismatch/max"] <= 1e-4, "the engine computes with the trainer's weights of this step"
+            assert 0 < step["mismatch/first/mean"] <= step["mismatch/first/max"] <= 1e-4 and step["mismatch/alarm"] == 0
     assert (directory.export / "model.safetensors").is_file()
     assert (directory.engines / "replica-0" / "engine-0.log").is_file()

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from octopus_mcore.experience.journal import encode_group, read_groups
-from octopus_mcore.experience.mismatch import mismatch_metrics
 from octopus_mcore.experience.types import Group
 from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.policy.checkpoint import is_finished
@@ -91,36 +90,6 @@ def test_the_layout_does_not_change_what_the_buffer_selects(
 
 def without_old(group: Group) -> Group:
     return replace(group, rollouts=tuple(replace(rollout, old_log_probs=None) for rollout in group.rollouts))
-
-
-@pytest.mark.parametrize("run_name", ["mini", "two_replicas"])
-def test_a_recorded_step_gives_its_mismatch_again(run_name: str, request: pytest.FixtureRequest) -> None:
-    """Engine's and trainer's log-probs stand side by side in the journal, of generated steps and of replayed ones."""
-    run = request.getfixturevalue(run_name)
-    for phase in ("stage1", "stage2"):
-        for record in by_step(run.records, phase):
-            measured = mismatch_metrics(read_groups(run.directory.rollouts_file(phase, record["step"])), 2.0)
-            assert measured == pytest.approx({key: record[key] for key in measured}, rel=1e-9, abs=0)
-            assert {
-                "mismatch/first/mean",
-                "mismatch/separator/max",
-                "mismatch/correction/mean",
-                "mismatch/kl",
-            } <= measured.keys()
-            assert 0 < measured["mismatch/correction/mean"] <= measured["mismatch/correction/max"] < 1e-3
-
-
-def test_the_weights_and_the_alarm_of_a_run(mini: FinishedRun) -> None:
-    """In float32 all weights are 1 but for rounding; corrections behind other first attempts are counted as unweighted; the
-    alarm of stage II, at a threshold below rounding, warns once a step and the run goes on."""
-    for phase, answer, alarm in (("stage1", "truncated", 0), ("stage2", "masked", 1)):
-        for record in by_step(mini.records, phase):
-            assert record["train/mismatch_weight"] == pytest.approx(1, abs=1e-4) and record["train/mismatch_weight"] != 1
-            assert record[f"train/mismatch_{answer}"] == 0 and 0 < record["mismatch/unweighted"] < 1
-            assert record["mismatch/alarm"] == alarm
-    warnings = [line for line in mini.output.splitlines() if line.startswith("WARNING")]
-    assert [line.split(":")[0] for line in warnings] == ["WARNING stage2 step 1", "WARNING stage2 step 2"]
-    assert all("rollout.mismatch_alarm=1e-09" in line for line in warnings)
 
 
 def test_four_ranks_generate_with_the_weights_that_they_train(four_ranks: FinishedRun, mini: FinishedRun) -> None:
