@@ -61,6 +61,13 @@ def shared_engine(engine_python: str, tied: Path, tmp_path_factory: pytest.TempP
         yield engine
 
 
+@pytest.fixture(scope="session")
+def split_engine(engine_python: str, untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
+    """One server of the untied checkpoint on two tensor-parallel ranks, for tests that leave it running."""
+    with serving(engine_python, untied, tmp_path_factory.mktemp("split engine"), tensor=2, sync_bucket_mb=1) as engine:
+        yield engine
+
+
 @pytest.fixture
 def engine(shared_engine: ServedEngine, tied: Path) -> ServedEngine:
     """The shared engine with weights of seed 1, version 1."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,9 @@ from octopus_mcore.rollout.engine import EngineError, Phase
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.rollout.sync import build_transport
 from octopus_mcore.runtime.world import local_device
-from tests.engines.conftest import serving
 from tests.engines.reference import largest_difference, random_weights, reference_log_probs, requests, stream_of
 
 TRANSPORTS = ("ipc", "collective", "disk")
-
-
-@pytest.fixture(scope="module")
-def split_engine(engine_python: str, untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
-    """An untied checkpoint on a server of two tensor-parallel ranks."""
-    with serving(engine_python, untied, tmp_path_factory.mktemp("split engine"), tensor=2, sync_bucket_mb=1) as engine:
-        yield engine
 
 
 def use(engine: ServedEngine, transport: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processor:
