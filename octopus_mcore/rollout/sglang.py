@@ -114,7 +114,7 @@ class SGLangServer:
     ) -> None:
         """`placeholder` is the id that stands for a piece of an image; `process` the server's, where this run started it."""
         self.name = process.name if process is not None else url
-        self.tensor = config.tensor
+        self.tensor, self.gone = config.tensor, False
         self.outstanding = 0
         self.released: set[MemoryKind] = set()
         self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
@@ -259,15 +259,13 @@ class SGLangServer:
         SGLang answers when its *first* rank has let go of the memory. A rank turns to its next call when it has, too, and the
         checksum of no tensor is a call that waits for all ranks.
         """
-        last = {} if version is None else {"weight_version": str(version)}
         self.call(
             Phase.SYNC,
             "POST",
             "/update_weights_from_tensor",
             serialized_named_tensors=[base64.b64encode(handle).decode() for handle in handles],
             load_format="flattened_bucket",
-            flush_cache=version is not None,
-            **last,
+            **_last(version),
         )
         if self.tensor > 1:
             self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum", skip_tensor_list=[""])
@@ -288,10 +286,11 @@ class SGLangServer:
             backend=place.backend,
         )
 
-    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int) -> None:
+    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int | None) -> None:
         """Lets the server's ranks receive one broadcast of the group's rank 0 and copy the tensors in it.
 
-        SGLang answers when its *first* rank has copied; the end of the update waits for all.
+        SGLang answers when its *first* rank has copied; the next broadcast and the end of the update wait for all. What a rank
+        copies from is its own.
 
         Raises:
             GroupError: the broadcast did not arrive.
@@ -303,8 +302,7 @@ class SGLangServer:
             shapes=[list(part.shape) for part in metadata],
             group_name=group,
             load_format="flattened_bucket",
-            weight_version=str(version),
-            flush_cache=True,
+            **_last(version),
         )
 
     def _group_call(self, path: str, **body: Any) -> None:
@@ -363,6 +361,11 @@ class SGLangServer:
         if isinstance(found, dict) and found.get("success") is False:
             raise EngineError(phase, self.name, f"{path} failed: {found.get('message')}")
         return found
+
+
+def _last(version: int | None) -> dict[str, Any]:
+    """What is said with a bucket: the last one brings the version and has the server forget what it cached."""
+    return {"flush_cache": False} if version is None else {"flush_cache": True, "weight_version": str(version)}
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:

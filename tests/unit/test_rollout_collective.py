@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.engine import EngineError, Phase
-from octopus_mcore.rollout.sync import collective
+from octopus_mcore.rollout.sync import group
 from octopus_mcore.rollout.sync.collective import CollectiveTransport
 from octopus_mcore.rollout.sync.transport import GroupError, GroupPlace
 
@@ -29,11 +29,12 @@ class Server:
 
     def __init__(self, name: str, tensor: int = 1) -> None:
         self.name, self.tensor, self.identity = name, tensor, f"{name}, started once"
+        self.gone = False
         self.faults: dict[str, str] = {}
         self.weights: list[dict[str, torch.Tensor]] = [{} for _ in range(tensor)]
         self.groups: dict[str, list[dist.ProcessGroupGloo]] = {}
         self.places: list[GroupPlace] = []
-        self.broadcasts = 0
+        self.versions: list[int | None] = []
         self.open = False
         self.released = threading.Event()
 
@@ -59,15 +60,15 @@ class Server:
             raise GroupError(Phase.SYNC, self.name, f"could not join: {joined}")
         self.groups[place.name] = joined
 
-    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int) -> None:
+    def load_broadcast(self, name: str, metadata: Sequence[SimpleNamespace], version: int | None) -> None:
         self._meet("receive")
-        if group not in self.groups:
-            raise GroupError(Phase.SYNC, self.name, f"not in {group}")
-        self.broadcasts += 1
+        if name not in self.groups:
+            raise GroupError(Phase.SYNC, self.name, f"not in {name}")
+        self.versions.append(version)
 
         def receive(rank: int) -> None:
             buffer = torch.empty(sum(part.numel for part in metadata), dtype=torch.uint8)
-            self.groups[group][rank].broadcast([buffer], dist.BroadcastOptions()).wait()
+            self.groups[name][rank].broadcast([buffer], dist.BroadcastOptions()).wait()
             start = 0
             for part in metadata:
                 assert start % part.dtype.itemsize == 0, "SGLang refuses a tensor at such a place"
@@ -79,8 +80,8 @@ class Server:
         if failures:
             raise GroupError(Phase.SYNC, self.name, f"did not receive: {failures}")
 
-    def leave_group(self, group: str) -> None:
-        self.groups.pop(group, None)
+    def leave_group(self, name: str) -> None:
+        self.groups.pop(name, None)
 
 
 def _on_ranks(count: int, work) -> list:
@@ -139,7 +140,7 @@ def check_received(server: Server, sent: Sequence[WeightItem]) -> None:
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
-    monkeypatch.setattr(collective, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(group, "_GRACE_SECONDS", 1.0)
     made = [Server("first", 2), Server("second", 1)]
     yield made
     for server in made:
@@ -155,6 +156,8 @@ def test_every_rank_of_every_server_gets_every_byte_and_the_group_is_kept(server
                 check_received(server, sent)
                 assert not server.open
                 assert len(server.groups) == 1
+                assert server.versions[-1] == version, "the last bucket brings the version"
+                assert set(server.versions[:-1]) <= {None, version - 1}, "and no other one"
         assert [(place.first_rank, place.size) for server in servers for place in server.places] == [(1, 4), (3, 4)]
         assert not dist.is_initialized(), "the trainer's own groups are not touched"
     assert all(not server.groups for server in servers), "closing the transport ends the group"
@@ -194,8 +197,8 @@ def test_a_server_that_does_not_take_part_is_named_and_the_next_update_works(ser
 def test_a_server_that_dies_in_the_middle_is_named(servers: list[Server]):
     """Its connections close, the others' broadcasts fail because of it, and it is still the one that is named."""
 
-    def dying(group: str, metadata: Sequence[SimpleNamespace], version: int) -> None:
-        servers[0].leave_group(group)
+    def dying(name: str, metadata: Sequence[SimpleNamespace], version: int | None) -> None:
+        servers[0].leave_group(name)
         time.sleep(0.5)
         raise EngineError(Phase.SYNC, "first", "broke the connection")
 
@@ -227,3 +230,41 @@ def test_the_buffer_is_filled_again_only_after_every_server_has_copied(servers: 
     with closing(transport()) as sender:
         sender.send(watched(), servers, 1)
     check_received(servers[1], items())
+
+
+@pytest.mark.parametrize("what", ["join", "receive"])
+def test_an_update_goes_on_without_a_server_that_is_lost(servers: list[Server], what: str):
+    """The lost server's fault stays inside its calls, as the engine's guard has it; the others get what they missed."""
+    failing = {"join": "join_group", "receive": "load_broadcast"}[what]
+
+    def losing(*args) -> None:
+        if what == "receive":
+            servers[0].leave_group(args[0])
+        servers[0].gone = True
+
+    sent = items(3)
+
+    def watched() -> Iterator[WeightItem]:
+        for number, item in enumerate(sent):
+            if number == 3:
+                setattr(servers[0], failing, losing)
+            yield item
+
+    if what == "join":
+        servers[0].join_group = losing
+    with closing(transport()) as sender:
+        sender.send(watched(), servers, 1)
+    check_received(servers[1], sent)
+    assert servers[1].versions[-1] == 1
+    assert servers[1].places[-1].size == 2, "the new group has no place for the lost server"
+
+
+def test_an_update_at_which_every_server_is_lost_ends(servers: list[Server]):
+    def losing(server: Server) -> None:
+        server.gone = True
+
+    for server in servers:
+        server.join_group = lambda place, server=server: losing(server)
+    with closing(transport()) as sender:
+        sender.send(iter(items()), servers, 1)
+    assert all(not server.weights[0] for server in servers)

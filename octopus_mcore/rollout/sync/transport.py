@@ -7,7 +7,6 @@ acknowledgement: it has copied what it was sent, and that memory may be written 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +38,8 @@ class Receiver(Protocol):
 
     name: str
     tensor: int
+    gone: bool
+    """Whether the server failed and was given up: calls to it do nothing. An update goes on without it."""
 
     @property
     def identity(self) -> str:
@@ -66,8 +67,9 @@ class Receiver(Protocol):
         """Lets all ranks join; returns when every member of the group has."""
         ...
 
-    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int) -> None:
-        """Receives one broadcast of rank 0 and copies the tensors in it, which lie one behind the other without gaps."""
+    def load_broadcast(self, group: str, metadata: Sequence[SimpleNamespace], version: int | None) -> None:
+        """Receives one broadcast of rank 0 and copies the tensors in it, which lie one behind the other without gaps. `version`
+        as in `load_bucket`."""
         ...
 
     def leave_group(self, group: str) -> None:
@@ -85,31 +87,3 @@ class Transport(Protocol):
     def close(self) -> None:
         """Frees buffers and files."""
         ...
-
-
-@contextmanager
-def updating(servers: Sequence[Receiver]) -> Iterator[None]:
-    """Opens the update of every server and closes it, also after an error, so that the next one can begin.
-
-    Raises:
-        EngineError: a server's failure to open or close; an error of the body goes before those of closing.
-    """
-    opened: list[Receiver] = []
-    failed = False
-    try:
-        for server in servers:
-            server.begin_update()
-            opened.append(server)
-        yield
-    except BaseException:
-        failed = True
-        raise
-    finally:
-        errors = []
-        for server in opened:
-            try:
-                server.end_update()
-            except EngineError as error:
-                errors.append(error)
-        if errors and not failed:
-            raise errors[0]
