@@ -1,26 +1,31 @@
 """Hugging Face checkpoint folders: reading tensors shard by shard, and writing a weight stream as a folder that loads anywhere.
 
-Reading holds one bucket in memory, writing one shard; neither ever holds the model.
+Reading holds one bucket in memory, writing one shard and its bytes; neither ever holds the model. A folder that was written
+here says in a manifest what its weights' bytes were in memory, so that anybody can see whether they still are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MANIFEST_FILE = "checksums.json"
+"""Size and SHA-256 of each weight file: `{"files": {name: {"bytes": …, "sha256": …}}}`."""
 TIED_HEAD = "lm_head.weight"
 _COMPANIONS = (".json", ".jinja", ".txt", ".model")
 """Endings of the files beside the weights that a checkpoint needs: configuration, tokenizer, processors, chat template."""
@@ -141,14 +146,41 @@ class HFFolder:
             ) from error
 
 
+def verify_hf_folder(folder: str | os.PathLike) -> None:
+    """Reads all weight files of a folder that `save_hf_folder` wrote and compares them with its manifest.
+
+    Raises:
+        ValueError: the manifest or a file is missing, shorter, longer or other than it was written; the message names it.
+    """
+    folder = Path(folder)
+    try:
+        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST_FILE} cannot be read ({error!r}): the folder is incomplete") from error
+    for name, written in files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                size, digest = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ValueError(f"{folder / name} cannot be read: {error}") from error
+        if size != written["bytes"]:
+            raise ValueError(
+                f"{folder / name} has {size} bytes, {written['bytes']} were written: cut off, or the disk is full?"
+            )
+        if digest != written["sha256"]:
+            raise ValueError(
+                f"{folder / name} has SHA-256 {digest}, not the {written['sha256']} of the bytes that were written"
+            )
+
+
 def save_hf_folder(
-    stream: WeightStream, target: str | os.PathLike | None, template: str | os.PathLike, shard_bytes: int = 4 * _GIB
+    stream: WeightStream, target: str | os.PathLike | None, template: str | os.PathLike, shard_bytes: int = 2 * _GIB
 ) -> Path | None:
     """Writes the stream as a checkpoint folder and returns it. Collective: ranks that do not write pass `target=None`.
 
     Everything but the weights comes from the folder `template`, with the configuration's dtype set to the stream's. The folder
-    appears complete or not at all and replaces an earlier checkpoint at `target`. Memory: one shard. After an error the stream
-    is still iterated to its end, so that no other rank waits for this one.
+    appears complete and on the storage (fsync) or not at all, and replaces an earlier checkpoint at `target`. Memory: one shard
+    and the bytes of its file. After an error the stream is still iterated to its end, so that no other rank waits for this one.
 
     Raises:
         FileExistsError: `target` is something else than a checkpoint folder.
@@ -175,7 +207,10 @@ def _write(stream: WeightStream, target: Path, template: Path, shard_bytes: int)
         writer.finish()
         _copy_companions(template, draft)
         _declare_dtype(draft / "config.json", writer.dtypes)
+        for file in (*draft.iterdir(), draft):
+            _settle(file)
         _swap(draft, target)
+        _settle(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -190,7 +225,7 @@ class _ShardWriter:
         self.shard_of: dict[str, int] = {}
         self.dtypes: set[torch.dtype] = set()
         self._pending: dict[str, torch.Tensor] = {}
-        self._shards = 0
+        self._sums: list[dict[str, int | str]] = []
         self._total = 0
 
     def add(self, item: WeightItem) -> None:
@@ -199,35 +234,50 @@ class _ShardWriter:
         if self._pending and pending + item.tensor.nbytes > self.limit:
             self._flush()
         self._pending[item.name] = item.tensor.detach().to("cpu", copy=True).contiguous()
-        self.shard_of[item.name] = self._shards
+        self.shard_of[item.name] = len(self._sums)
         self.dtypes.add(item.dtype)
         self._total += item.tensor.nbytes
 
     def finish(self) -> None:
-        """Writes what is left, gives the shards their final names and writes the index if there is more than one."""
+        """Writes what is left, gives the shards their final names and writes the manifest, and the index if there is more than
+        one."""
         self._flush()
-        if self._shards == 1:
-            self._draft(0).rename(self.folder / SINGLE_FILE)
-            return
-        final = [f"model-{shard + 1:05d}-of-{self._shards:05d}.safetensors" for shard in range(self._shards)]
+        count = len(self._sums)
+        final = [SINGLE_FILE] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
         for shard, name in enumerate(final):
             self._draft(shard).rename(self.folder / name)
-        weight_map = {name: final[shard] for name, shard in sorted(self.shard_of.items())}
-        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-        (self.folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        _write_json(self.folder / MANIFEST_FILE, {"files": dict(zip(final, self._sums, strict=True))})
+        if count > 1:
+            weight_map = {name: final[shard] for name, shard in sorted(self.shard_of.items())}
+            _write_json(self.folder / INDEX_FILE, {"metadata": {"total_size": self._total}, "weight_map": weight_map})
 
     def _flush(self) -> None:
-        save_file(self._pending, self._draft(self._shards), metadata={"format": "pt"})
+        content = save(self._pending, metadata={"format": "pt"})
+        self._draft(len(self._sums)).write_bytes(content)
+        self._sums.append({"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
         self._pending = {}
-        self._shards += 1
 
     def _draft(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.partial"
 
 
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _settle(path: Path) -> None:
+    """Returns when the file or folder is on the storage, not only on its way there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _copy_companions(template: Path, folder: Path) -> None:
     for file in sorted(template.iterdir()):
-        if file.is_file() and file.suffix in _COMPANIONS and not file.name.endswith(".index.json"):
+        about_weights = file.name == MANIFEST_FILE or file.name.endswith(".index.json")
+        if file.is_file() and file.suffix in _COMPANIONS and not about_weights:
             shutil.copyfile(file, folder / file.name)
 
 
@@ -240,7 +290,7 @@ def _declare_dtype(file: Path, dtypes: set[torch.dtype]) -> None:
             if part is not None:
                 part.pop("torch_dtype", None)
                 part["dtype"] = dtype
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_json(file, config)
 
 
 def _swap(draft: Path, target: Path) -> None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from octopus_mcore.models.hf_folder import INDEX_FILE, HFFolder, expected_tensors, save_hf_folder
+from octopus_mcore.models.hf_folder import (
+    INDEX_FILE,
+    MANIFEST_FILE,
+    HFFolder,
+    expected_tensors,
+    save_hf_folder,
+    verify_hf_folder,
+)
 from octopus_mcore.models.weight_stream import WeightItem
 
 
@@ -168,3 +175,25 @@ def test_missing_weights_folders_and_tensors_are_named(checkpoint, tmp_path):
         HFFolder(tmp_path)
     with pytest.raises(ValueError, match="no tensor 'model.nothing'"):
         HFFolder(checkpoint).tensor("model.nothing")
+
+
+def test_a_written_folder_is_verified_file_by_file(sharded, tmp_path):
+    verify_hf_folder(sharded)
+    copied = save_hf_folder(HFFolder(sharded).stream(), tmp_path / "copied", sharded)
+    assert not (copied / INDEX_FILE).exists(), "what a template says of its own weights is not copied"
+    verify_hf_folder(copied)
+    second = sorted(sharded.glob("model-*.safetensors"))[1]
+    content = bytearray(second.read_bytes())
+    content[-1] ^= 1
+    second.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{second.name} has SHA-256"):
+        verify_hf_folder(sharded)
+    second.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=rf"{second.name} has {len(content) - 1} bytes, {len(content)} were written"):
+        verify_hf_folder(sharded)
+    second.unlink()
+    with pytest.raises(ValueError, match=rf"{second.name} cannot be read"):
+        verify_hf_folder(sharded)
+    (sharded / MANIFEST_FILE).unlink()
+    with pytest.raises(ValueError, match=MANIFEST_FILE):
+        verify_hf_folder(sharded)

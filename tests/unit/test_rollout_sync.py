@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from octopus_mcore.models.hf_folder import HFFolder
+from octopus_mcore.models.hf_folder import HFFolder, save_hf_folder
 from octopus_mcore.models.weight_stream import WeightItem
-from octopus_mcore.rollout.sync import cuda_ipc
+from octopus_mcore.rollout.engine import EngineError
+from octopus_mcore.rollout.sync import cuda_ipc, disk
 from octopus_mcore.rollout.sync.disk import DiskTransport
 from octopus_mcore.rollout.sync.ipc import IpcTransport
 from octopus_mcore.rollout.sync.shared_memory import HostMemory
@@ -30,6 +31,7 @@ class Copying:
 
     name = "a copying server"
     tensor = 2
+    gone = False
 
     def __init__(self, fail_at: str | None = None) -> None:
         self.calls: list[str] = []
@@ -57,6 +59,9 @@ class Copying:
     def load_folder(self, folder: Path, version: int) -> None:
         self._called(f"folder of version {version}")
         self.received = {name: HFFolder(folder).tensor(name) for name in HFFolder(folder).names()}
+
+    def checksums(self) -> dict[str, str]:
+        return {name: tensor.numpy().tobytes().hex() for name, tensor in self.received.items()}
 
     def _called(self, call: str) -> None:
         self.calls.append(call)
@@ -261,14 +266,68 @@ def test_a_device_is_handed_over_by_its_uuid(monkeypatch: pytest.MonkeyPatch):
     assert arguments[:6] + arguments[7:] == reduction[1][:6] + reduction[1][7:]
 
 
-def test_a_folder_is_complete_and_gone_afterwards(digits_checkpoint: Path, tmp_path: Path):
-    folder = HFFolder(digits_checkpoint)
-    expected = {name: folder.tensor(name) * 2 for name in folder.names()}
-    server = Copying()
-    DiskTransport(tmp_path / "weights", str(digits_checkpoint)).send(
-        (WeightItem(name, tensor) for name, tensor in expected.items()), [server], version=3
+def by_disk(checkpoint: Path, folder: Path, *servers: Copying) -> dict[str, torch.Tensor]:
+    """Sends twice the checkpoint's weights as version 3; what was sent."""
+    source = HFFolder(checkpoint)
+    sent = {name: source.tensor(name) * 2 for name in source.names()}
+    DiskTransport(folder / "weights", str(checkpoint)).send(
+        (WeightItem(name, tensor) for name, tensor in sent.items()), servers, version=3
     )
-    assert server.calls == ["folder of version 3"]
-    assert server.received.keys() == expected.keys()
-    assert all(torch.equal(server.received[name], tensor) for name, tensor in expected.items())
+    return sent
+
+
+def test_a_folder_is_complete_and_gone_afterwards(digits_checkpoint: Path, tmp_path: Path):
+    servers = [Copying(), Copying()]
+    sent = by_disk(digits_checkpoint, tmp_path, *servers)
+    for server in servers:
+        assert server.calls == ["folder of version 3"]
+        assert server.received.keys() == sent.keys()
+        assert all(torch.equal(server.received[name], tensor) for name, tensor in sent.items())
     assert list((tmp_path / "weights").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_file_that_is_not_what_was_written_is_named(
+    digits_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, when: str
+):
+    """Before the servers read it, none of them does; while they read, the update fails all the same."""
+
+    def harm(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.unlink()
+        if damage != "gone":
+            file.write_bytes(content if damage == "changed" else content[:-1])
+
+    class Harmed(Copying):
+        def load_folder(self, folder: Path, version: int) -> None:
+            super().load_folder(folder, version)
+            harm(folder)
+
+    def written_and_harmed(*arguments: object) -> None:
+        harm(save_hf_folder(*arguments))
+
+    server = Harmed() if when == "while" else Copying()
+    if when == "before":
+        monkeypatch.setattr(disk, "save_hf_folder", written_and_harmed)
+    with pytest.raises(ValueError, match=r"version-3/model\.safetensors (has|cannot be read)"):
+        by_disk(digits_checkpoint, tmp_path, server)
+    assert server.calls == (["folder of version 3"] if when == "while" else [])
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_a_server_that_read_other_weights_than_the_others_is_named(digits_checkpoint: Path, tmp_path: Path):
+    class Stale(Copying):
+        name = "a server with an old cache"
+
+        def load_folder(self, folder: Path, version: int) -> None:
+            super().load_folder(folder, version)
+            self.received["model.language_model.norm.weight"][3] += 1e-6
+
+    with pytest.raises(EngineError, match=r"old cache.*1 of \d+ tensors are not those of a copying server.*l\.norm"):
+        by_disk(digits_checkpoint, tmp_path, Copying(), Stale())
+    lost = Stale()
+    lost.gone = True
+    by_disk(digits_checkpoint, tmp_path, Copying(), lost)

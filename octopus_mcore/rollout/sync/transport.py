@@ -6,7 +6,7 @@ acknowledgement: it has copied what it was sent, and that memory may be written 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +61,10 @@ class Receiver(Protocol):
 
     def load_folder(self, folder: Path, version: int) -> None:
         """Reads all weights from a checkpoint folder."""
+        ...
+
+    def checksums(self) -> Mapping[str, str] | None:
+        """A checksum of each of its tensors, equal for servers of equal size with equal weights; None when it is gone."""
         ...
 
     def join_group(self, place: GroupPlace) -> None:
