@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from octopus_mcore.rollout.engine import EngineError, Phase
+from octopus_mcore.rollout.engine import Phase, ServerFault
 
 _LOG_TAIL_BYTES = 3000
 _PR_SET_PDEATHSIG = 1
@@ -40,10 +40,11 @@ class ServerProcess:
         """The server's process, which leads its group."""
         return self._process.pid
 
-    def ended(self) -> str | None:
-        """How the process ended, with the end of its output; None while it runs."""
-        code = self._process.poll()
-        if code is None:
+    def ended(self, seconds: float = 0.0) -> str | None:
+        """How the process ended, with the end of its output; None while it runs. Waits up to `seconds` for the end."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
             return None
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"its process {how}; {self.tail()}"
@@ -57,29 +58,33 @@ class ServerProcess:
         """Returns when `answers` does.
 
         Raises:
-            EngineError: the process ended, or did not answer within `seconds`.
+            ServerFault: the process ended, or did not answer within `seconds`.
         """
         deadline = time.monotonic() + seconds
         while not answers():
             if (reason := self.ended()) is not None:
-                raise EngineError(Phase.START, self.name, reason)
+                raise ServerFault(Phase.START, self.name, reason)
             if time.monotonic() > deadline:
-                raise EngineError(Phase.START, self.name, f"no answer within {seconds:.0f} s; {self.tail()}")
+                raise ServerFault(Phase.START, self.name, f"no answer within {seconds:.0f} s; {self.tail()}")
             time.sleep(0.2)
 
     def stop(self, seconds: float = 10.0) -> None:
         """Asks the process to end, then ends its whole group. Calling it again is harmless."""
         if self._process.poll() is None:
             self._process.terminate()
-            try:
-                self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                pass
+            self.ended(seconds)
+        self.kill()
+
+    def kill(self, seconds: float = 10.0) -> None:
+        """Ends the whole group at once, hanging or not. Calling it again is harmless.
+
+        A process that a device driver holds may outlive its SIGKILL; it is not waited for longer than `seconds`.
+        """
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self._process.wait()
+        self.ended(seconds)
 
 
 def _own_environment() -> dict[str, str]:

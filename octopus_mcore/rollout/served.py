@@ -3,14 +3,17 @@
 Servers run in processes and a Python environment of their own; what is said to them stands in `sglang.py`, how weights get
 there in `sync/`. Servers keep image features under a hash of the image file, through every cache flush; therefore every picture
 carries the weight version in its bytes, and features of an older vision tower are never found.
+
+A server that fails is lost (see `place.py`): its unfinished requests go to the others, and the next update finds a new server
+in its place. When none is left, the engine waits for weights.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,6 +23,7 @@ from transformers import AutoConfig
 from octopus_mcore.config.schema import SGLangConfig
 from octopus_mcore.models.hf_folder import checked_items, expected_tensors
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
+from octopus_mcore.rollout.dispatch import Dispatch, calls_of
 from octopus_mcore.rollout.engine import (
     UNATTENDED,
     Attendant,
@@ -29,27 +33,16 @@ from octopus_mcore.rollout.engine import (
     ImageLookup,
     Losses,
     Phase,
+    ServerFault,
     SyncReport,
 )
 from octopus_mcore.rollout.pictures import PictureCodec
+from octopus_mcore.rollout.place import Guard, Place
 from octopus_mcore.rollout.process import ServerProcess, free_port
 from octopus_mcore.rollout.sglang import MemoryKind, SGLangServer, launch_command
 from octopus_mcore.rollout.sync import build_transport
 from octopus_mcore.rollout.sync.disk import DiskTransport
 from octopus_mcore.rollout.sync.transport import Transport
-
-
-@dataclass(frozen=True)
-class _Call:
-    """Requests that travel together: the same prompt and sampling, and no seeds of their own."""
-
-    request: GenerationRequest
-    indices: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        """The most tokens that the call can keep a server busy with."""
-        return len(self.request.token_ids) + len(self.indices) * self.request.sampling.max_new_tokens
 
 
 class ServedEngine:
@@ -82,121 +75,172 @@ class ServedEngine:
             EngineError: a server did not come up, or is of another version or size.
         """
         self._config, self._images, self._deterministic = config, images, deterministic
+        self._model, self._dtype, self._device, self._folder = model, dtype, device, folder
         self._hf_config = AutoConfig.from_pretrained(model)
         self._shapes = expected_tensors(self._hf_config)
         self._pictures = PictureCodec(model)
         self._transport = build_transport(config, folder, model, device)
         self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
-        self._expected: list[dict[str, str]] | None = None
-        self._version: int | None = None
+        self._aborts = 0
         self._phase = Phase.START
-        self._servers: list[SGLangServer] = []
+        self._places: list[Place] = []
         try:
-            self._start(model, dtype, device, folder)
+            self._start()
         except BaseException:
             self.close()
             raise
         self._phase = Phase.READY
 
-    def _start(self, model: str, dtype: str, device: torch.device, folder: Path) -> None:
-        config, placeholder = self._config, self._hf_config.image_token_id
+    def _start(self) -> None:
+        config = self._config
         if not config.urls and not Path(config.python).is_file():
             raise FileNotFoundError(
                 f"rollout.sglang.python: {config.python} does not exist; `make setup-engines` makes it, "
                 "or name the Python of an environment that holds SGLang"
             )
-        for number in range(0 if config.urls else config.engines):
-            port, name = free_port(), f"SGLang engine {number}"
-            first = torch.device(device.type, (device.index or 0) + number * config.tensor)
-            command, environment = launch_command(config, model, dtype, port, first, self._deterministic)
-            process = ServerProcess(name, command, environment, folder / f"engine-{number}.log")
-            url = f"http://127.0.0.1:{port}"
-            self._servers.append(SGLangServer(url, config, placeholder, self._deterministic, process))
-        self._servers += [SGLangServer(url, config, placeholder, self._deterministic) for url in config.urls]
+        starts = [partial(self._found, url) for url in config.urls]
+        starts = starts or [partial(self._started, number) for number in range(config.engines)]
+        for start in starts:
+            self._places.append(Place(start, config.max_restarts))
         for server in self._servers:
             server.wait_ready()
 
+    def _started(self, number: int, restart: int) -> SGLangServer:
+        """A process of this run. After a restart it has another port and another log: the old ones may still be in use, and
+        wanted."""
+        config, port, name = self._config, free_port(), f"SGLang engine {number}"
+        first = torch.device(self._device.type, (self._device.index or 0) + number * config.tensor)
+        command, environment = launch_command(config, self._model, self._dtype, port, first, self._deterministic)
+        log = self._folder / (f"engine-{number}-restart-{restart}.log" if restart else f"engine-{number}.log")
+        process = ServerProcess(name, command, environment, log)
+        placeholder = self._hf_config.image_token_id
+        return SGLangServer(f"http://127.0.0.1:{port}", config, placeholder, self._deterministic, process)
+
+    def _found(self, url: str, restart: int) -> SGLangServer:
+        return SGLangServer(url, self._config, self._hf_config.image_token_id, self._deterministic)
+
+    @property
+    def _servers(self) -> list[SGLangServer]:
+        return [place.server for place in self._places]
+
+    @property
+    def _present(self) -> list[Place]:
+        return [place for place in self._places if place.fault is None]
+
+    @property
+    def version(self) -> int | None:
+        """The version of the complete weights that servers are known to serve."""
+        return next((place.version for place in self._places if place.version is not None), None)
+
+    def losses(self) -> Losses:
+        """Servers lost and started again so far."""
+        return Losses(sum(place.lost for place in self._places), sum(place.restarts for place in self._places))
+
     def close(self) -> None:
         """Ends the servers that this engine started."""
-        self._version, self._phase = None, Phase.STOPPED
+        self._phase = Phase.STOPPED
+        self._forget_weights()
         for server in self._servers:
             server.stop()
         self._transport.close()
 
     def health(self) -> str:
         """Says "ready", "no weights", or in a sentence what is wrong."""
-        for server in self._servers:
-            if (reason := server.ended()) is not None:
-                return f"{server.name}: {reason}"
+        for place in self._places:
+            if place.fault is not None:
+                return str(place.fault)
+            if (reason := place.server.ended()) is not None:
+                return f"{place.server.name}: {reason}"
         if self._phase is not Phase.READY:
             return f"phase {self._phase}"
-        if any(server.released for server in self._servers):
+        if any(place.server.released for place in self._places):
             return "memory released"
-        return "no weights" if self._version is None else "ready"
-
-    @property
-    def version(self) -> int | None:
-        """The version of the complete weights that the servers have."""
-        return self._version
-
-    def recover(self) -> None:
-        """Nothing yet."""
-
-    def losses(self) -> Losses:
-        """Nothing yet."""
-        return Losses()
+        return "no weights" if self.version is None else "ready"
 
     def release_memory(self) -> None:
         """Has the servers free caches and weights; the next update takes the weights' memory, `resume_memory` the caches'."""
-        self._version = None
-        for server in self._servers:
-            server.release_memory()
+        self._forget_weights()
+        for place in self._present:
+            Guard(place).release_memory()
 
     def resume_memory(self) -> None:
         """Has the servers take back the memory of their caches."""
-        for server in self._servers:
-            server.resume_memory(MemoryKind.CACHE)
+        for place in self._present:
+            Guard(place).resume_memory(MemoryKind.CACHE)
+
+    def recover(self) -> None:
+        """Starts lost servers again, and looks whether external ones answer again, each at most `max_restarts` times in a run.
+        One that does not come back is done without while there are others.
+
+        Servers wait for this, instead of being started when they are lost: where trainer and servers share devices, the
+        memory is the trainer's until the next update.
+
+        Raises:
+            EngineError: no server is left.
+        """
+        while returning := [place for place in self._places if place.can_return]:
+            # An external server that is not back yet is waited for only when there is nobody else.
+            seconds = 0.0 if self._config.urls and self._present else None
+            for place in returning:
+                place.restart()
+            for place in returning:
+                place.wait_ready(seconds)
+            if self._present:
+                return
+        if not self._present:
+            last = self._last_fault()
+            raise EngineError(
+                last.phase,
+                last.party,
+                f"no server is left, and each was started again as often as rollout.sglang.max_restarts="
+                f"{self._config.max_restarts} allows; the last one: {last.reason}",
+            )
 
     def update_weights(self, stream: WeightStream, version: int) -> SyncReport:
-        """Replaces all weights of all servers. The stream is iterated to its end even after an error, because iterating is
-        collective.
+        """Replaces all weights of all servers that are not lost. The stream is iterated to its end even after an error, because
+        iterating is collective.
 
         Raises:
             ValueError: a tensor is unknown, comes twice, has another shape, is quantised, or is missing at the end.
-            EngineError: a server refused, died, serves another version afterwards, or holds other bytes than `expect_weights`
-                promised.
+            ServerFault: all servers are lost, by now.
+            EngineError: a server refused, or holds other bytes than `expect_weights` promised.
             RuntimeError: the engine is stopped.
         """
         report = self._receive(stream, version, self._transport)
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            self._compare(expected)
-        self._version = version
+        for place in self._present:
+            self._compare(place)
+        for place in self._remaining():
+            place.version = version
         return report
 
     def expect_weights(self, stream: WeightStream, version: int) -> None:
         """Prepares a check of the next update, which must bring the same weights: the servers load them as SGLang loads any
         checkpoint from disk, say what every tensor is then, and get junk in its place. Raises like `update_weights`."""
         self._receive(stream, version, self._reference_transport)
-        self._expected = [server.checksums() for server in self._servers]
-        for server in self._servers:
-            server.scramble()
+        for place in self._present:
+            expected = Guard(place).checksums()
+            Guard(place).scramble()
+            place.expected = expected if place.fault is None else None
+        self._remaining()
 
-    def _compare(self, expected: Sequence[Mapping[str, str]]) -> None:
-        for server, sums in zip(self._servers, expected, strict=True):
-            found = server.checksums()
-            wrong = sorted(name for name in sums.keys() | found.keys() if sums.get(name) != found.get(name))
-            if wrong:
-                raise EngineError(
-                    Phase.SYNC,
-                    server.name,
-                    f"{len(wrong)} of {len(sums)} tensors are not those of the exported checkpoint, first {wrong[0]!r}",
-                )
+    def _compare(self, place: Place) -> None:
+        expected, place.expected = place.expected, None
+        found = Guard(place).checksums() if expected is not None else None
+        if found is None:
+            return
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if wrong:
+            raise EngineError(
+                Phase.SYNC,
+                place.server.name,
+                f"{len(wrong)} of {len(expected)} tensors are not those of the exported checkpoint, first {wrong[0]!r}",
+            )
 
     def _receive(self, stream: WeightStream, version: int, transport: Transport) -> SyncReport:
-        """One update, after which the engine still refuses to generate."""
+        """One update, after which the engine still refuses to generate. A server that fails is lost, and the others go on."""
         started, tensors, size = time.perf_counter(), 0, 0
-        self._version = None
+        self._forget_weights()
+        before = self._present
 
         def counted() -> Iterator[WeightItem]:
             nonlocal tensors, size
@@ -208,74 +252,68 @@ class ServedEngine:
         try:
             if self._phase is not Phase.READY:
                 raise RuntimeError(f"update_weights while {self.health()}")
-            for server in self._servers:
-                server.resume_memory(MemoryKind.WEIGHTS)
-            transport.send(counted(), self._servers, version)
-            for server in self._servers:
-                server.check_version(version)
+            guards = [Guard(place) for place in self._remaining()]
+            for guard in guards:
+                guard.resume_memory(MemoryKind.WEIGHTS)
+            transport.send(counted(), guards, version)
+            for guard in guards:
+                guard.check_version(version)
+        except ServerFault as fault:
+            # Where servers receive together, one that fails breaks the update of all. Somebody must be lost, or the next attempt
+            # would be the same again: whoever failed, else whom the transport names, else all.
+            named = [place for place in before if place.server.name in fault.party.split(", ")] or before
+            if all(place.fault is None for place in before):
+                for place in named:
+                    place.lose(fault)
+            raise
         finally:
             for _ in stream:
                 pass
+        self._remaining()
         return SyncReport(tensors, size, time.perf_counter() - started, version)
+
+    def _forget_weights(self) -> None:
+        for place in self._places:
+            place.version = None
+
+    def _last_fault(self) -> EngineError:
+        return [place.fault for place in self._places if place.fault is not None][-1]
+
+    def _remaining(self) -> list[Place]:
+        """The places whose servers are not lost. Raises ServerFault when there is none."""
+        if not self._present:
+            last = self._last_fault()
+            raise ServerFault(last.phase, last.party, f"no server is left: {last.reason}")
+        return self._present
 
     async def abort(self) -> None:
         """Ends all requests under way; their answers come with finish reason "abort"."""
+        self._aborts += 1
         async with httpx.AsyncClient(trust_env=False) as client:
-            await asyncio.gather(*(server.abort(client) for server in self._servers))
+            await asyncio.gather(*(place.server.abort(client) for place in self._present))
 
     async def generate(self, requests: Sequence[GenerationRequest], attendant: Attendant = UNATTENDED) -> list[Generation]:
-        """Answers in the order of the requests.
+        """Answers in the order of the requests. What a lost server left unanswered is asked again elsewhere.
 
         Raises:
             RuntimeError: no complete weights are loaded.
             ValueError: placeholders and images of a request disagree, or an image is no picture of the checkpoint's processor.
             KeyError: an image is not in the lookup.
-            EngineError: a server died, did not answer in time, read other ids than it was given, served other weights, or ended
-                a response on an id that does not end it.
+            EngineError: a server refused a request, read other ids than it was given, or ended a response on an id that does
+                not end it.
+            ServerFault: all servers are lost, and the attendant brings no weights.
         """
-        if self._version is None or any(server.released for server in self._servers):
+        if any(place.server.released for place in self._present) or (
+            self.version is None and len(self._present) == len(self._places)
+        ):
             raise RuntimeError(f"the SGLang engine cannot generate: {self.health()}")
-        calls = _calls(requests, self._deterministic)
-        pictures = self._encoded({image.key for request in requests for image in request.images})
-        answers: list[Generation | None] = [None] * len(requests)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
-            tasks = [asyncio.create_task(self._run(client, call, pictures)) for call in calls]
-            try:
-                for call, generations in zip(calls, await asyncio.gather(*tasks), strict=True):
-                    for index, generation in zip(call.indices, generations, strict=True):
-                        answers[index] = generation
-            except BaseException:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
-        return answers
+        encoded: dict[tuple[str, int], bytes] = {}
 
-    async def _run(self, client: httpx.AsyncClient, call: _Call, pictures: Mapping[str, bytes]) -> list[Generation]:
-        """One call at the server that has the least to do."""
-        server = min(self._servers, key=lambda candidate: candidate.outstanding)
-        server.outstanding += call.tokens
-        try:
-            images = [pictures[image.key] for image in call.request.images]
-            generations = await server.generate(client, call.request, len(call.indices), images)
-        finally:
-            server.outstanding -= call.tokens
-        for generation in generations:
-            if generation.version != self._version:
-                reason = f"answered with weight version {generation.version}, not {self._version}"
-                raise EngineError(Phase.GENERATE, server.name, reason)
-        return generations
+        def picture(key: str, version: int) -> bytes:
+            """The image as a PNG file that carries the weight version."""
+            if (key, version) not in encoded:
+                encoded[key, version] = self._pictures.png(self._images[key], salt=f"weights {version}")
+            return encoded[key, version]
 
-    def _encoded(self, keys: Set[str]) -> dict[str, bytes]:
-        """The images as PNG files that carry the weight version."""
-        return {key: self._pictures.png(self._images[key], salt=f"weights {self._version}") for key in keys}
-
-
-def _calls(requests: Sequence[GenerationRequest], deterministic: bool) -> list[_Call]:
-    """Requests with equal prompt and sampling together, unless each has its own seed."""
-    together: dict[tuple, list[int]] = {}
-    for index, request in enumerate(requests):
-        own = (index,) if deterministic else ()
-        together.setdefault((request.token_ids, request.images, request.sampling, *own), []).append(index)
-    return [_Call(requests[indices[0]], tuple(indices)) for indices in together.values()]
+        calls = calls_of(requests, self._deterministic)
+        return await Dispatch(self._places, calls, picture, lambda: self._aborts, attendant).run()

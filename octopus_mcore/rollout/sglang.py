@@ -7,6 +7,8 @@ imports nothing of SGLang. What the engine protocol promises and SGLang does not
   `compose_image_artifacts`). It returns the ids that it used; if they are not the request's, that is an error.
 * Log-probs are those of SGLang's temperature-scaled distribution before top-p; banned ids have a logit bias that leaves them
   probability 0, so the log-probs are those over the allowed ids.
+* What a server refuses because of the request (4xx), or reads or ends otherwise than the request says, is an `EngineError`:
+  any server would do the same. Everything else that is not the answer is a `ServerFault`.
 * SGLang's own end tokens cannot be changed for a request: a response that ends on an id that the request does not name is an
   error.
 """
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 
 from octopus_mcore.config.schema import SGLangConfig
-from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, Phase, SamplingParams
+from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, Phase, SamplingParams, ServerFault
 from octopus_mcore.rollout.process import ServerProcess
 from octopus_mcore.rollout.sync.transport import GroupError, GroupPlace
 
@@ -43,6 +45,9 @@ _LOST_GROUP = ("Failed to initialize custom process group", "Failed to receive w
 
 _COMPUTED = ["rotary"]
 """Parts of names of tensors that SGLang computes when it starts and no checkpoint holds."""
+
+_TRY_AGAIN = (408, 429)
+"""HTTP statuses below 500 that blame the server's state, not the request."""
 
 _CPU_STAND_IN = Path(__file__).with_name("sglang_cpu")
 
@@ -107,7 +112,8 @@ def launch_command(
 
 
 class SGLangServer:
-    """One server over HTTP. Every refusal, silence or death becomes an `EngineError` that names the phase."""
+    """One server over HTTP. Every silence, death or nonsense becomes a `ServerFault` that names the phase, every refusal of a
+    wrong request an `EngineError`."""
 
     def __init__(
         self, url: str, config: SGLangConfig, placeholder: int, deterministic: bool, process: ServerProcess | None = None
@@ -115,19 +121,28 @@ class SGLangServer:
         """`placeholder` is the id that stands for a piece of an image; `process` the server's, where this run started it."""
         self.name = process.name if process is not None else url
         self.tensor, self.gone = config.tensor, False
-        self.outstanding = 0
         self.released: set[MemoryKind] = set()
         self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
         self._url, self._process = url.rstrip("/"), process
         self._timeout = httpx.Timeout(config.timeout_seconds, connect=10.0)
         self._client = httpx.Client(base_url=self._url, timeout=self._timeout, trust_env=False)
 
-    def wait_ready(self) -> None:
-        """Returns when the server answers, runs a version that this file was written for, and serves as configured."""
+    def wait_ready(self, seconds: float | None = None) -> None:
+        """Returns when the server answers, runs a version that this file was written for, and serves as configured.
+
+        Raises:
+            ServerFault: it does not answer within `seconds` (default `start_timeout_seconds`), or its process ended.
+            EngineError: it is of another version or size.
+        """
+        seconds = self._config.start_timeout_seconds if seconds is None else seconds
         if self._process is not None:
-            self._process.wait_until(self._answers, self._config.start_timeout_seconds)
-        elif not self._answers():
-            raise EngineError(Phase.START, self.name, "nothing answers /ready at this URL")
+            self._process.wait_until(self._answers, seconds)
+        else:
+            deadline = time.monotonic() + seconds
+            while not self._answers():
+                if time.monotonic() > deadline:
+                    raise ServerFault(Phase.START, self.name, f"nothing answers /ready at this URL within {seconds:.0f} s")
+                time.sleep(0.2)
         info = self.call(Phase.START, "GET", "/server_info")
         if info.get("version") != SUPPORTED_VERSION and not self._config.allow_untested:
             raise EngineError(
@@ -146,12 +161,12 @@ class SGLangServer:
     def _answers(self) -> bool:
         try:
             return self._client.get("/ready", timeout=5.0).status_code == 200
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
-    def ended(self) -> str | None:
-        """How the server's process ended; None while it runs or is not this run's."""
-        return self._process.ended() if self._process is not None else None
+    def ended(self, seconds: float = 0.0) -> str | None:
+        """How the server's process ended, if it does within `seconds`; None while it runs or is not this run's."""
+        return self._process.ended(seconds) if self._process is not None else None
 
     @property
     def identity(self) -> str:
@@ -164,9 +179,12 @@ class SGLangServer:
         timeout = self._timeout if seconds is None else seconds
         try:
             answer = self._client.request(method, path, json=body if method == "POST" else None, timeout=timeout)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._lost(phase, path, error) from error
-        return self._checked(phase, path, answer)
+        found = self._checked(phase, path, answer) or {}
+        if not isinstance(found, dict):
+            raise ServerFault(phase, self.name, f"{path} answered {answer.text[:200]!r} where an object was expected")
+        return found
 
     async def generate(
         self, client: httpx.AsyncClient, request: GenerationRequest, samples: int, pictures: Sequence[bytes]
@@ -176,14 +194,18 @@ class SGLangServer:
             answer = await client.post(
                 f"{self._url}/generate", json=self._body(request, samples, pictures), timeout=self._timeout
             )
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._lost(Phase.GENERATE, "/generate", error) from error
         found = self._checked(Phase.GENERATE, "/generate", answer)
         answers = found if isinstance(found, list) else [found]
         if len(answers) != samples:
             reason = f"gave {len(answers)} answers where {samples} were asked for"
-            raise EngineError(Phase.GENERATE, self.name, reason)
-        return [_generation(answer, request, self.name) for answer in answers]
+            raise ServerFault(Phase.GENERATE, self.name, reason)
+        try:
+            return [_generation(answer, request, self.name) for answer in answers]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            reason = f"answered what is no generation ({type(error).__name__}: {error}): {answer.text[:200]!r}"
+            raise ServerFault(Phase.GENERATE, self.name, reason) from error
 
     def _body(self, request: GenerationRequest, samples: int, pictures: Sequence[bytes]) -> dict[str, Any]:
         sampling = _sampling(request.sampling) | {"n": samples}
@@ -205,7 +227,7 @@ class SGLangServer:
         """Ends all requests under way."""
         try:
             answer = await client.post(f"{self._url}/abort_request", json={"abort_all": True}, timeout=self._timeout)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._lost(Phase.GENERATE, "/abort_request", error) from error
         self._checked(Phase.GENERATE, "/abort_request", answer)
 
@@ -222,11 +244,12 @@ class SGLangServer:
             self.released.remove(kind)
 
     def begin_update(self) -> None:
-        """Opens the server's weight update, afresh where an earlier trainer left one open."""
+        """Opens the server's weight update. One that a broken update left open is closed first; what it brought is half of
+        something, and overwritten by this one."""
         try:
             self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
-        except EngineError as error:
-            if "already open" not in error.reason:
+        except ServerFault as fault:
+            if "already open" not in fault.reason:
                 raise
             self.end_update()
             self.call(Phase.SYNC, "POST", "/begin_weight_update", selector="all")
@@ -323,16 +346,20 @@ class SGLangServer:
         """Asks the server which weights it serves."""
         served = self.call(Phase.SYNC, "GET", "/model_info").get("weight_version")
         if served != str(version):
-            raise EngineError(Phase.SYNC, self.name, f"serves weight version {served!r} after an update to {version}")
+            raise ServerFault(Phase.SYNC, self.name, f"serves weight version {served!r} after an update to {version}")
 
     def checksums(self) -> dict[str, str]:
         """SGLang's own checksum of each of its tensors, by `rank <tensor-parallel rank>: <name in SGLang's model>`."""
         answer = self.call(Phase.SYNC, "POST", "/weights_checker", action="checksum", skip_tensor_list=_COMPUTED)
-        return {
-            f"rank {rank['parallelism_info'][0]['tp_rank']}: {name}": value
-            for rank in answer["ranks"]
-            for name, value in rank["checksums"].items()
-        }
+        try:
+            return {
+                f"rank {rank['parallelism_info'][0]['tp_rank']}: {name}": value
+                for rank in answer["ranks"]
+                for name, value in rank["checksums"].items()
+            }
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            reason = f"/weights_checker answered no checksums ({type(error).__name__}: {error})"
+            raise ServerFault(Phase.SYNC, self.name, reason) from error
 
     def scramble(self) -> None:
         """Overwrites all weights with random numbers; tables that no update would bring back stay."""
@@ -344,22 +371,40 @@ class SGLangServer:
         if self._process is not None:
             self._process.stop()
 
-    def _lost(self, phase: Phase, path: str, error: httpx.TransportError) -> EngineError:
-        how = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "broke the connection"
+    def kill(self) -> None:
+        """Ends a server that this run started, hanging or not; an external one is told to forget its requests."""
+        if self._process is not None:
+            self._process.kill()
+        else:
+            try:
+                self._client.post("/abort_request", json={"abort_all": True}, timeout=2.0)
+            except httpx.RequestError:
+                pass
+        self._client.close()
+
+    def _lost(self, phase: Phase, path: str, error: httpx.RequestError) -> ServerFault:
+        silent = isinstance(error, httpx.TimeoutException)
+        how = f"did not answer within {self._config.timeout_seconds:g} s" if silent else "broke the connection"
         # A process that was just killed has closed its sockets before it can be waited for.
-        time.sleep(0.2)
-        state = self.ended() or "it still runs"
-        return EngineError(phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {state}")
+        state = self.ended(0.2) or "it still runs"
+        return ServerFault(phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {state}")
 
     def _checked(self, phase: Phase, path: str, answer: httpx.Response) -> Any:
-        if answer.status_code != 200:
-            raise EngineError(phase, self.name, f"{path} answered {answer.status_code}: {answer.text[:500]}")
+        """The answer's content. SGLang says with status 400 and a flag that it tried and failed, and with status 400 alone that
+        the request is wrong."""
+        status, text = answer.status_code, answer.text[:500]
+        if status >= 500 or status in _TRY_AGAIN:
+            raise ServerFault(phase, self.name, f"{path} answered {status}: {text}")
         try:
-            found = answer.json()
+            found = answer.json() if answer.content else None
         except ValueError:
-            found = {}
+            if status == 200:
+                raise ServerFault(phase, self.name, f"{path} answered what is not JSON: {text!r}") from None
+            found = None
         if isinstance(found, dict) and found.get("success") is False:
-            raise EngineError(phase, self.name, f"{path} failed: {found.get('message')}")
+            raise ServerFault(phase, self.name, f"{path} failed: {found.get('message')}")
+        if status != 200:
+            raise EngineError(phase, self.name, f"{path} answered {status}: {text}")
         return found
 
 
@@ -400,25 +445,35 @@ def _one_placeholder_each(request: GenerationRequest, placeholder: int) -> list[
 
 
 def _generation(answer: Mapping[str, Any], request: GenerationRequest, server: str) -> Generation:
-    """The answer, checked: what was read, what was written, and why it ended."""
+    """The answer, checked: what was read, what was written, and why it ended.
+
+    Raises:
+        EngineError: the server works, but reads or ends otherwise than the request says.
+        ServerFault: it does not work; so does what Python raises for fields that are missing or of another kind.
+    """
     about = answer["meta_info"]
-    finish = about["finish_reason"] or {}
+    finish = about["finish_reason"]
     ids = tuple(answer["output_ids"])
-    scored = about.get("output_token_logprobs") or []
+    scored = about["output_token_logprobs"] or []
+    log_probs = np.array([entry[0] for entry in scored], dtype=np.float32)
+    fault = None
+    if not str(about.get("weight_version")).isdecimal():
+        fault = f"answered with weight version {about.get('weight_version')!r}, which no update gave it"
+    elif tuple(entry[1] for entry in scored) != ids or len(ids) > request.sampling.max_new_tokens:
+        fault = f"gave log-probs of {len(scored)} tokens for a response of {len(ids)}, or of other tokens"
+    elif not np.isfinite(log_probs).all():
+        fault = "gave log-probs that are not finite: its memory is broken, or the weights have diverged"
+    elif finish["type"] not in ("stop", "length", "abort"):
+        fault = f"ended a response for the reason {finish}"
+    elif finish["type"] == "abort" and finish.get("status_code") is not None:
+        fault = f"gave a request up: {finish.get('message')}"
+    if fault is not None:
+        raise ServerFault(Phase.GENERATE, server, fault)
     wrong = None
-    if tuple(answer.get("prompt_token_ids") or ()) != request.token_ids:
+    if tuple(answer["prompt_token_ids"]) != request.token_ids:
         wrong = f"read a prompt of {about.get('prompt_tokens')} ids that are not the request's {len(request.token_ids)}"
-    elif not str(about.get("weight_version")).isdecimal():
-        wrong = f"answered with weight version {about.get('weight_version')!r}, which no update gave it"
-    elif tuple(entry[1] for entry in scored) != ids:
-        wrong = f"gave log-probs of {len(scored)} tokens for a response of {len(ids)}, or of other tokens"
-    elif finish.get("type") not in ("stop", "length", "abort"):
-        wrong = f"ended a response for the reason {finish}"
     elif finish["type"] == "stop" and ids[-1] not in request.sampling.stop_token_ids:
         wrong = f"ended a response on id {ids[-1]}, which is none of the stop ids {request.sampling.stop_token_ids}"
-    elif finish["type"] == "abort" and finish.get("status_code") is not None:
-        wrong = f"gave a request up: {finish.get('message')}"
     if wrong is not None:
         raise EngineError(Phase.GENERATE, server, wrong)
-    log_probs = np.array([entry[0] for entry in scored], dtype=np.float32)
     return Generation(ids, log_probs, finish["type"], int(about["weight_version"]))

@@ -59,7 +59,7 @@ def test_requests_go_to_the_server_with_the_fewest_outstanding_tokens(
     asyncio.run(engine.generate(requests(processor, samples=4)))
     assert len(taken) == 2
     assert abs(taken["SGLang engine 0"] - taken["SGLang engine 1"]) <= max(taken.values()) / 4
-    assert all(server.outstanding == 0 for server in engine._servers)
+    assert all(place.outstanding == 0 for place in engine._places)
 
 
 def test_a_server_that_is_killed_is_named_with_the_phase(seeded: tuple[ServedEngine, Processor], tied: Path):

@@ -17,7 +17,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
-from octopus_mcore.rollout.engine import EngineError, Phase
+from octopus_mcore.rollout.engine import EngineError, Phase, ServerFault
 from octopus_mcore.rollout.sync.bucket import Bucket
 from octopus_mcore.rollout.sync.transport import GroupError, GroupPlace, Receiver
 
@@ -134,9 +134,9 @@ def _cause(futures: Mapping[str, Future], doing: str, seconds: float) -> EngineE
         return own[0]
     silent = [name for name, future in futures.items() if not future.done() and name != _TRAINER]
     if silent:
-        return EngineError(Phase.SYNC, ", ".join(silent), f"{doing}: no answer within {seconds:.0f} s")
+        return ServerFault(Phase.SYNC, ", ".join(silent), f"{doing}: no answer within {seconds:.0f} s")
     party = next((name for name in errors if name != _TRAINER), _TRAINER)
-    return EngineError(Phase.SYNC, party, f"{doing}: {errors[party] if errors else f'not done within {seconds:.0f} s'}")
+    return ServerFault(Phase.SYNC, party, f"{doing}: {errors[party] if errors else f'not done within {seconds:.0f} s'}")
 
 
 def _start(tasks: Mapping[str, Callable[[], object]]) -> dict[str, Future]:
