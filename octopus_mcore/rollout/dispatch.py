@@ -39,13 +39,13 @@ class Dispatch:
     """A generation under way. Each call goes to the server that has the least to do, and again to another one when that server
     is lost before it has answered; what was answered is never asked again.
 
-    `picture` gives an image, by its key, as a file for servers of a weight version; `aborts` counts how often the engine was
+    `picture` gives an image, by its key, as a file for the servers; `aborts` counts how often the engine was
     told to abort.
     """
 
     places: Sequence[Place]
     calls: Sequence[Call]
-    picture: Callable[[str, int], bytes]
+    picture: Callable[[str], bytes]
     aborts: Callable[[], int]
     attendant: Attendant
 
@@ -94,7 +94,7 @@ class Dispatch:
                 here.
         """
         server, version, aborts = place.server, place.version, self.aborts()
-        pictures = [self.picture(image.key, version) for image in call.request.images]
+        pictures = [self.picture(image.key) for image in call.request.images]
         place.outstanding += call.tokens
         try:
             generations = await server.generate(client, call.request, len(call.indices), pictures)

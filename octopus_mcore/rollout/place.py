@@ -68,24 +68,24 @@ class Place:
 
 
 class Guard:
-    """A place's server as a receiver of weights. When it is at fault it is lost, and what it is told afterwards goes nowhere, so
-    that the update goes on at the others; only where members of a group wait for one another do they hear of it."""
-
-    _HEARD = ("join_group", "load_broadcast")
+    """A place's server as a receiver of weights, which raises no `ServerFault`: the server is lost instead, and what it is told
+    afterwards goes nowhere. So an update goes on at the others."""
 
     def __init__(self, place: Place) -> None:
         self._place, self._server = place, place.server
 
+    @property
+    def gone(self) -> bool:
+        """Whether the server is lost."""
+        return self._place.fault is not None
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._server, name)
-        return partial(self._guarded, name, found) if callable(found) else found
+        return partial(self._guarded, found) if callable(found) else found
 
-    def _guarded(self, name: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _guarded(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
-            if self._place.fault is None:
-                return call(*arguments, **named)
+            return None if self.gone else call(*arguments, **named)
         except ServerFault as fault:
             self._place.lose(fault, self._server)
-        if name in self._HEARD:
-            raise self._place.fault
-        return None
+            return None

@@ -2,7 +2,8 @@
 
 Servers run in processes and a Python environment of their own; what is said to them stands in `sglang.py`, how weights get
 there in `sync/`. Servers keep image features under a hash of the image file, through every cache flush; therefore every picture
-carries the weight version in its bytes, and features of an older vision tower are never found.
+carries in its bytes which update its features belong to, and features of another vision tower are never found. The version alone
+is not enough: a server may have seen the picture between a restart and a second update to the same version, or in another run.
 
 A server that fails is lost (see `place.py`): its unfinished requests go to the others, and the next update finds a new server
 in its place. When none is left, the engine waits for weights.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -82,6 +84,7 @@ class ServedEngine:
         self._transport = build_transport(config, folder, model, device)
         self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
         self._aborts = 0
+        self._update = ""
         self._phase = Phase.START
         self._places: list[Place] = []
         try:
@@ -240,6 +243,7 @@ class ServedEngine:
         """One update, after which the engine still refuses to generate. A server that fails is lost, and the others go on."""
         started, tensors, size = time.perf_counter(), 0, 0
         self._forget_weights()
+        self._update = uuid.uuid4().hex
         before = self._present
 
         def counted() -> Iterator[WeightItem]:
@@ -307,13 +311,14 @@ class ServedEngine:
             self.version is None and len(self._present) == len(self._places)
         ):
             raise RuntimeError(f"the SGLang engine cannot generate: {self.health()}")
-        encoded: dict[tuple[str, int], bytes] = {}
+        encoded: dict[tuple[str, str], bytes] = {}
 
-        def picture(key: str, version: int) -> bytes:
-            """The image as a PNG file that carries the weight version."""
-            if (key, version) not in encoded:
-                encoded[key, version] = self._pictures.png(self._images[key], salt=f"weights {version}")
-            return encoded[key, version]
+        def picture(key: str) -> bytes:
+            """The image as a PNG file that carries the name of the last update."""
+            place = key, self._update
+            if place not in encoded:
+                encoded[place] = self._pictures.png(self._images[key], salt=self._update)
+            return encoded[place]
 
         calls = calls_of(requests, self._deterministic)
         return await Dispatch(self._places, calls, picture, lambda: self._aborts, attendant).run()

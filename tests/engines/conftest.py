@@ -14,6 +14,7 @@ from octopus_mcore.data.processor import Processor
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.world import local_device
 from tests.engines.reference import checkpoint, random_weights, stream_of
+from tests.engines.wire import Wire, tapped
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +69,32 @@ def split_engine(engine_python: str, untied: Path, tmp_path_factory: pytest.Temp
         yield engine
 
 
+@pytest.fixture(scope="session")
+def shared_pair(engine_python: str, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
+    """Two deterministic servers of the tied checkpoint, which tests may end."""
+    options = {"engines": 2, "sync_bucket_mb": 1, "max_restarts": 100}
+    with serving(engine_python, tied, tmp_path_factory.mktemp("pair"), deterministic=True, **options) as engine:
+        engine._images = Processor.from_pretrained(tied, "", 500).images
+        yield engine
+
+
+@pytest.fixture
+def pair(shared_pair: ServedEngine, tied: Path) -> ServedEngine:
+    """The two servers, both there, with weights of seed 1, version 1."""
+    while any(place.version != 1 for place in shared_pair._places):
+        shared_pair.recover()
+        shared_pair.update_weights(stream_of(random_weights(tied, 1)), version=1)
+    return shared_pair
+
+
+@pytest.fixture
+def pair_processor(shared_pair: ServedEngine, tied: Path) -> Processor:
+    """A processor whose images the two servers see."""
+    processor = Processor.from_pretrained(tied, "", 500)
+    shared_pair._images = processor.images
+    return processor
+
+
 @pytest.fixture
 def engine(shared_engine: ServedEngine, tied: Path) -> ServedEngine:
     """The shared engine with weights of seed 1, version 1."""
@@ -81,3 +108,9 @@ def processor(shared_engine: ServedEngine, tied: Path, monkeypatch: pytest.Monke
     processor = Processor.from_pretrained(tied, "", 500)
     monkeypatch.setattr(shared_engine, "_images", processor.images)
     return processor
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """What lies between engines and servers."""
+    return tapped(monkeypatch)
