@@ -2,8 +2,8 @@
 
 Servers run in processes and a Python environment of their own; what is said to them stands in `sglang.py`, how weights get
 there in `sync/`. Servers keep image features under a hash of the image file, through every cache flush; therefore every picture
-carries in its bytes which update its features belong to, and features of another vision tower are never found. The version alone
-is not enough: a server may have seen the picture between a restart and a second update to the same version, or in another run.
+carries in its bytes which update its features belong to, and features of another vision tower are never found. The version is
+not enough: a server may have seen the picture between a restart and a second update to the same version, or in another run.
 
 A server that fails is lost (see `place.py`): its unfinished requests go to the others, and the next update finds a new server
 in its place. When none is left, the engine waits for weights.
@@ -263,8 +263,8 @@ class ServedEngine:
             for guard in guards:
                 guard.check_version(version)
         except ServerFault as fault:
-            # Where servers receive together, one that fails breaks the update of all. Somebody must be lost, or the next attempt
-            # would be the same again: whoever failed, else whom the transport names, else all.
+            # Where servers receive together, one that fails breaks the update of all. Somebody must be lost, or the next
+            # attempt would be the same again: whoever failed, else whom the transport names, else all.
             named = [place for place in before if place.server.name in fault.party.split(", ")] or before
             if all(place.fault is None for place in before):
                 for place in named:
