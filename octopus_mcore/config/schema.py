@@ -125,7 +125,8 @@ class SGLangConfig(Section):
     """Where servers reach the trainer's rank, for transport `collective`; null takes this machine's host name, or loopback when
     all servers are on this machine."""
     sync_bucket_mb: int = Field(default=256, ge=1)
-    """Size of a bucket of weights, for transports `ipc` and `collective`; a larger tensor has a bucket of its own."""
+    """Size of a bucket of weights. A weight update takes at most twice that and the largest tensor on top of model and servers'
+    memory; where a parameter is larger than a bucket, its size counts as the bucket's."""
     weights_folder: str | None = None
     """Folder that trainer and servers share, for transport `disk`; null takes the run directory."""
     check_weights: bool = True

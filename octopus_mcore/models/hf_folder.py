@@ -65,6 +65,7 @@ def checked_items(stream: WeightStream, shapes: Mapping[str, torch.Size], tied: 
             raise ValueError(f"{where}: the stream holds {item.name!r} twice")
         missing.remove(item.name)
         yield item
+        del item  # its memory may go before the next one takes its own
     if missing:
         names, more = sorted(missing)[:3], len(missing) - 3
         raise ValueError(f"{where}: the stream ended without {', '.join(names)}{f' and {more} more' if more > 0 else ''}")

@@ -1,12 +1,12 @@
 """Weight maps as data: each entry ties one Megatron parameter to its Hugging Face tensors, in both directions, pure on tensors.
 
-Loading, streaming to engines, export and tests all use the same entries. `to_megatron` and `to_hf` convert
-full tensors; `split` and `merge` cut a full Megatron tensor for tensor parallelism and put it together again.
+Loading, streaming to engines, export and tests all use the same entries. `to_megatron` and `split` lead to the shards of
+tensor-parallel ranks, `to_hf` leads back from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,17 +24,20 @@ class WeightEntry:
         """HF tensors (in the order of `hf`) → the full Megatron tensor."""
         return tensors[0]
 
-    def to_hf(self, full: torch.Tensor) -> list[torch.Tensor]:
-        """The full Megatron tensor → HF tensors in the order of `hf`."""
-        return [full]
-
     def split(self, full: torch.Tensor, ranks: int) -> list[torch.Tensor]:
         """One shard for each tensor-parallel rank."""
         return [full] * ranks if self.split_dim is None else list(full.chunk(ranks, dim=self.split_dim))
 
-    def merge(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The full tensor from the ranks' shards."""
-        return shards[0] if self.split_dim is None else torch.cat(list(shards), dim=self.split_dim)
+    def to_hf(self, shards: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The HF tensors in the order of `hf`, from the shards of all ranks, or from the one shard that is everything.
+
+        One after another: no more memory is taken than a tensor has, and none where a shard holds it as it is.
+        """
+        yield self._joined(shards)
+
+    def _joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One tensor from what each rank has of it."""
+        return parts[0] if self.split_dim is None or len(parts) == 1 else torch.cat(list(parts), dim=self.split_dim)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class VocabularyEntry(WeightEntry):
         """Appends the padding rows."""
         return torch.nn.functional.pad(tensors[0], (0, 0, 0, self.padded_vocab_size - self.vocab_size))
 
-    def to_hf(self, full: torch.Tensor) -> list[torch.Tensor]:
+    def to_hf(self, shards: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Drops the padding rows."""
-        return [full[: self.vocab_size]]
+        rows = shards[0].shape[0]
+        yield self._joined([shard[: max(self.vocab_size - rank * rows, 0)] for rank, shard in enumerate(shards)])
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,13 @@ class QKVEntry(WeightEntry):
         query, key, value = (tensor.reshape(self.groups, -1, self.head_dim, tensor.shape[-1]) for tensor in tensors)
         return torch.cat((query, key, value), dim=1).reshape(-1, tensors[0].shape[-1])
 
-    def to_hf(self, full: torch.Tensor) -> list[torch.Tensor]:
-        """The inverse of `to_megatron`."""
-        grouped = full.reshape(self.groups, -1, self.head_dim, full.shape[-1])
-        parts = grouped.split([grouped.shape[1] - 2, 1, 1], dim=1)
-        return [part.reshape(-1, full.shape[-1]) for part in parts]
+    def to_hf(self, shards: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The queries, keys and values of all groups; each rank has whole groups."""
+        hidden = shards[0].shape[-1]
+        grouped = [shard.reshape(self.groups // len(shards), -1, self.head_dim, hidden) for shard in shards]
+        sizes = [grouped[0].shape[1] - 2, 1, 1]
+        for parts in zip(*(group.split(sizes, dim=1) for group in grouped), strict=True):
+            yield self._joined(parts).reshape(-1, hidden)
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,12 @@ class GatedEntry(WeightEntry):
         """Gate above up, [2·f, h]."""
         return torch.cat(list(tensors))
 
-    def to_hf(self, full: torch.Tensor) -> list[torch.Tensor]:
-        """Gate and up, [f, h] each."""
-        return list(full.chunk(2))
-
     def split(self, full: torch.Tensor, ranks: int) -> list[torch.Tensor]:
         """Cuts gate and up separately, so that a rank's halves belong together."""
         gate, up = (half.chunk(ranks) for half in full.chunk(2))
         return [torch.cat(pair) for pair in zip(gate, up, strict=True)]
 
-    def merge(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The inverse of `split`."""
-        halves = [shard.chunk(2) for shard in shards]
-        return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
+    def to_hf(self, shards: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Gate and up, [f, h] each."""
+        for parts in zip(*(shard.chunk(2) for shard in shards), strict=True):
+            yield self._joined(parts)

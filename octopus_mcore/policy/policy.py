@@ -12,7 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
-from octopus_mcore.models.loading import WeightExporter
+from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
 from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
@@ -54,7 +54,8 @@ class Policy:
         self.reference: Role | None = None
         self.optimizer: MegatronOptimizer | None = None
         self.version = 0
-        self._exporter = WeightExporter(self.main.model, self.main.entries)
+        # Half a bucket here and a bucket in the transport leave room for a parameter's tensors within two buckets.
+        self._exporter = WeightExporter(self.main.model, self.main.entries, config.rollout.sglang.sync_bucket_mb * 2**19)
         self.residence = Residence(
             {
                 Part.GRADIENTS: self._gradient_buffers,

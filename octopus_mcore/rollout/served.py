@@ -252,6 +252,7 @@ class ServedEngine:
             for item in checked_items(stream, shapes, tied, "weight update"):
                 tensors, size = tensors + 1, size + item.tensor.nbytes
                 yield item
+                del item  # its memory may go before the next one takes its own
 
         try:
             if self._phase is not Phase.READY:

@@ -23,7 +23,8 @@ class HostMemory:
     def allocate(self, size: int) -> torch.Tensor:
         """`size` bytes in /dev/shm."""
         with _shared_by_name():
-            return torch.empty(size, dtype=torch.uint8).share_memory_()
+            storage = torch.UntypedStorage._new_shared(size)  # `share_memory_` would copy from memory of its own
+        return torch.empty(0, dtype=torch.uint8).set_(storage)
 
     def handle(self, buffer: torch.Tensor, metadata: Sequence[SimpleNamespace]) -> bytes:
         """The buffer by its name in shared memory, and what lies in it.
