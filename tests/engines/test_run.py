@@ -9,22 +9,40 @@ from octopus_mcore.observe.run_dir import RunDirectory
 from tests.integration.commands import by_step, is_finite, octopus, smoke_tree, succeeded, write_config
 
 
-def test_a_training_run_from_sft_to_both_rl_stages(engine_python: str, tmp_path: Path):
+def trained(folder: Path, python: str, steps: dict[str, int], *overrides: str) -> RunDirectory:
+    """A finished run of the smoke configuration with SGLang servers, so many steps a phase."""
     tree = smoke_tree()
-    for name, steps in {"base": 20, "cold_start": 20, "stage1": 2, "stage2": 2}.items():
-        tree["phases"][name]["steps"] = steps
+    for name, count in steps.items():
+        tree["phases"][name]["steps"] = count
     tree["eval"]["sets"]["validation"]["size"] = 16
-    config = write_config(tree, tmp_path / "run.yaml")
-    overrides = ["rollout.engine=sglang", f"rollout.sglang.python={engine_python}", "rollout.sglang.max_total_tokens=16384"]
-    succeeded(octopus("train", config, *overrides, cwd=tmp_path))
-    directory = RunDirectory(tmp_path / "runs" / "digits_smoke")
-    records = read_records(directory.metrics_file)
+    config = write_config(tree, folder / "run.yaml")
+    servers = ["rollout.engine=sglang", f"rollout.sglang.python={python}", "rollout.sglang.max_total_tokens=16384"]
+    succeeded(octopus("train", config, *servers, *overrides, cwd=folder))
+    return RunDirectory(folder / "runs" / "digits_smoke")
+
+
+def check_steps(directory: RunDirectory, phase: str, count: int) -> None:
+    """Rewards are numbers, and the engine computes with the trainer's weights of each step."""
+    steps = by_step(read_records(directory.metrics_file), phase)
+    assert len(steps) == count
+    for step in steps:
+        assert is_finite(step["train/reward"])
+        assert 0 < step["mismatch/max"] <= 1e-4
+        assert 0 < step["mismatch/first/mean"] <= step["mismatch/first/max"] <= 1e-4 and step["mismatch/alarm"] == 0
+
+
+def test_a_training_run_from_sft_to_both_rl_stages(engine_python: str, tmp_path: Path):
+    steps = {"base": 20, "cold_start": 20, "stage1": 2, "stage2": 2}
+    directory = trained(tmp_path, engine_python, steps)
     for phase in ("stage1", "stage2"):
-        steps = by_step(records, phase)
-        assert len(steps) == 2
-        for step in steps:
-            assert is_finite(step["train/reward"])
-            assert 0 < step["mismatch/max"] <= 1e-4, "the engine computes with the trainer's weights of this step"
-            assert 0 < step["mismatch/first/mean"] <= step["mismatch/first/max"] <= 1e-4 and step["mismatch/alarm"] == 0
+        check_steps(directory, phase, 2)
     assert (directory.export / "model.safetensors").is_file()
     assert (directory.engines / "replica-0" / "engine-0.log").is_file()
+
+
+def test_a_run_on_two_tensor_parallel_ranks_whose_leader_is_in_a_group_with_the_server(engine_python: str, tmp_path: Path):
+    """The leader starts the server from within a launched rank. `check_weights` is on, as by default."""
+    steps = {"base": 2, "cold_start": 2, "stage1": 2, "stage2": 1}
+    directory = trained(tmp_path, engine_python, steps, "parallel.tensor=2", "rollout.sglang.transport=collective")
+    check_steps(directory, "stage1", 2)
+    check_steps(directory, "stage2", 1)
