@@ -12,8 +12,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich import console
@@ -29,10 +31,10 @@ from octopus_mcore.experience.types import Group, Prompt
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.rewards.judge import Judge
-from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import ForcedRounds, SampleProgram
 from octopus_mcore.runtime.world import local_device
+from octopus_mcore.training.engines import build_engine
 
 EXPORT_FOLDER = "export"
 """Where a run directory keeps its exported Hugging Face model."""
@@ -118,23 +120,21 @@ def evaluate_checkpoint(
     path: str | PathLike, config: Config, names: Iterable[str] | None = None, device: torch.device | None = None
 ) -> dict[str, float]:
     """Metrics of a Hugging Face folder, or of the model that a run directory exported, on the named sets (all by default).
+    The configured engine generates.
 
     Raises:
         FileNotFoundError: neither is at `path`, or a file of the checkpoint is missing.
         ValueError: as `evaluation_prompts`, or the checkpoint is incomplete.
+        EngineError: a server of `rollout.engine` failed.
     """
     folder = HFFolder(checkpoint_folder(path))
     processor = Processor.from_pretrained(folder.path, config.data.prompt_suffix, config.data.max_prompt_tokens)
     prompts = evaluation_prompts(config, processor, names)
-    engine = EmbeddedEngine(
-        folder.path,
-        processor.images,
-        device=device or local_device(),
-        dtype=getattr(torch, config.model.dtype),
-        max_batch_size=config.rollout.max_batch_size,
-    )
-    engine.update_weights(folder.stream(), version=0)
-    with Judge(config.rewards) as judge:
+    with ExitStack() as stack:
+        judge = stack.enter_context(Judge(config.rewards))
+        logs = Path(stack.enter_context(TemporaryDirectory()))
+        engine = build_engine(config, folder.path, processor.images, device or local_device(), logs, stack)
+        engine.update_weights(folder.stream(), version=0)
         return evaluate(config, engine, processor, judge, prompts)
 
 

@@ -19,12 +19,12 @@ from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.observe.timer import StepTimer
 from octopus_mcore.policy.checkpoint import load_checkpoint
 from octopus_mcore.policy.policy import Policy
-from octopus_mcore.policy.residence import Part
 from octopus_mcore.runtime.world import World, join_world
+from octopus_mcore.training.engines import build_seat
 from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
 from octopus_mcore.training.resume import resume_state
 from octopus_mcore.training.rl import run_rl_phase
-from octopus_mcore.training.session import RunState, Session, build_engine, build_seat, shares_devices
+from octopus_mcore.training.session import RunState, Session
 from octopus_mcore.training.sft import run_sft_phase
 
 
@@ -72,16 +72,12 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
     prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
-    if shares_devices(config):
-        policy.residence.offload(*Part)  # servers that start measure the memory that they find
-        world.barrier()
-    engine = build_engine(config, world, processor, directory.engines, stack)
     return Session(
         config=config,
         world=world,
         processor=processor,
         policy=policy,
-        seat=build_seat(config, world, policy, engine, progress),
+        seat=build_seat(config, policy, world, processor.images, directory.engines, progress, stack),
         directory=directory,
         log=_open_log(config, directory, state, stack) if world.is_main else None,
         progress=progress,

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from octopus_mcore.config.schema import Config, RewardConfig, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import PromptSource
@@ -24,15 +22,12 @@ from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.observe.timer import StepTimer
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.rewards.judge import Judge
-from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
-from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World
 from octopus_mcore.training.engine_seat import EngineSeat
 from octopus_mcore.training.evaluate import Tallies, evaluation_metrics, evaluation_tallies
-from octopus_mcore.training.turns import Shared
 
 _MOST_TOO_LONG_IN_A_ROW = 1000
 """When so many prompts in a row are too long, the limit is wrong and none will ever fit."""
@@ -174,51 +169,3 @@ def judging(session: Session, rewards: RewardConfig) -> Iterator[Judge | None]:
     """A judge on ranks that generate, None elsewhere."""
     with ExitStack() as stack:
         yield stack.enter_context(Judge(rewards)) if session.engine is not None else None
-
-
-def shares_devices(config: Config) -> bool:
-    """Whether the run's servers use the trainer's devices, so that both take turns."""
-    servers = config.rollout.sglang
-    return config.rollout.engine == "sglang" and servers.colocated and not servers.urls
-
-
-def build_seat(config: Config, world: World, policy: Policy, engine: RolloutEngine | None, progress: Progress) -> EngineSeat:
-    """The seat of this rank's engine."""
-    return EngineSeat(
-        engine,
-        policy,
-        world,
-        turns=Shared(engine, policy.residence, world) if shares_devices(config) else None,
-        check_weights=config.rollout.engine == "sglang" and config.rollout.sglang.check_weights,
-        max_staleness=config.rollout.max_staleness,
-        on_activity=progress.activity,
-    )
-
-
-def build_engine(config: Config, world: World, processor: Processor, folder: Path, stack: ExitStack) -> RolloutEngine | None:
-    """The replica's engine, on its leading rank only. Servers that it starts write below `folder` and end with `stack`.
-
-    Raises:
-        EngineError: a server did not come up.
-    """
-    if not world.is_replica_leader:
-        return None
-    if config.rollout.engine == "sglang":
-        engine = ServedEngine(
-            config.rollout.sglang,
-            config.model.path,
-            processor.images,
-            dtype=config.model.dtype,
-            device=world.device,
-            deterministic=config.rollout.deterministic,
-            folder=folder / f"replica-{world.data_rank}",
-        )
-        stack.callback(engine.close)
-        return engine
-    return EmbeddedEngine(
-        config.model.path,
-        processor.images,
-        device=world.device,
-        dtype=getattr(torch, config.model.dtype),
-        max_batch_size=config.rollout.max_batch_size,
-    )
