@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from octopus_mcore.observe.metrics import read_records
@@ -31,6 +32,16 @@ def check_steps(directory: RunDirectory, phase: str, count: int) -> None:
         assert 0 < step["mismatch/first/mean"] <= step["mismatch/first/max"] <= 1e-4 and step["mismatch/alarm"] == 0
 
 
+def check_evaluation(directory: RunDirectory) -> None:
+    """`evaluate` starts a server of its own for the exported model; greedy responses are those of the run's last evaluation."""
+    found = directory.path / "found.json"
+    succeeded(octopus("evaluate", directory.path, "eval.temperatures=[0]", "--json", found, cwd=directory.path.parents[1]))
+    evaluated = json.loads(found.read_text(encoding="utf-8"))
+    last = [record for record in read_records(directory.metrics_file) if "eval/validation/T0/first_accuracy" in record][-1]
+    assert last["phase"] == "stage2"
+    assert evaluated and evaluated == {name: last[f"eval/{name}"] for name in evaluated}
+
+
 def test_a_training_run_from_sft_to_both_rl_stages(engine_python: str, tmp_path: Path):
     steps = {"base": 20, "cold_start": 20, "stage1": 2, "stage2": 2}
     directory = trained(tmp_path, engine_python, steps)
@@ -38,6 +49,7 @@ def test_a_training_run_from_sft_to_both_rl_stages(engine_python: str, tmp_path:
         check_steps(directory, phase, 2)
     assert (directory.export / "model.safetensors").is_file()
     assert (directory.engines / "replica-0" / "engine-0.log").is_file()
+    check_evaluation(directory)
 
 
 def test_a_run_on_two_tensor_parallel_ranks_whose_leader_is_in_a_group_with_the_server(engine_python: str, tmp_path: Path):
