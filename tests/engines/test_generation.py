@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -43,6 +44,27 @@ def test_log_probs_of_samples_are_temperature_scaled_and_over_the_allowed_ids(
     expected = reference_log_probs(tied, random_weights(tied, 1), processor.images, asked, answers)
     assert largest_difference(expected, answers) <= 1e-4
     assert len({answer.token_ids for answer in answers[4:8]}) > 1, "four samples of a prompt are four draws"
+
+
+def test_samples_of_a_prompt_travel_together_and_share_its_prefill(
+    engine: ServedEngine, processor: Processor, monkeypatch: pytest.MonkeyPatch
+):
+    answered = []
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def heard(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        answer = await send(transport, request)
+        await answer.aread()
+        answered.append([sample["meta_info"] for sample in answer.json()])
+        return answer
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", heard)
+    asked = requests(processor, samples=4)
+    generate(engine, asked)
+    assert sorted(len(samples) for samples in answered) == [4, 4, 4], "one request a prompt"
+    for samples in answered:
+        # The last prompt token is always computed again: its logits are the first sample's.
+        assert all(sample["cached_tokens"] == sample["prompt_tokens"] - 1 for sample in samples)
 
 
 def test_greedy_and_sampled_requests_share_a_batch(engine: ServedEngine, processor: Processor, tied: Path):
