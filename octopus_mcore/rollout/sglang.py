@@ -125,7 +125,9 @@ class SGLangServer:
         self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
         self._url, self._process = url.rstrip("/"), process
         self._timeout = httpx.Timeout(config.timeout_seconds, connect=10.0)
-        self._client = httpx.Client(base_url=self._url, timeout=self._timeout, trust_env=False)
+        # Servers close an idle connection after 5 s; a request that meets that on its way would look like a server's end.
+        limits = httpx.Limits(keepalive_expiry=2.0)
+        self._client = httpx.Client(base_url=self._url, timeout=self._timeout, trust_env=False, limits=limits)
 
     def wait_ready(self, seconds: float | None = None) -> None:
         """Returns when the server answers, runs a version that this file was written for, and serves as configured.
@@ -180,7 +182,7 @@ class SGLangServer:
         try:
             answer = self._client.request(method, path, json=body if method == "POST" else None, timeout=timeout)
         except httpx.RequestError as error:
-            raise self._lost(phase, path, error) from error
+            raise self._lost(phase, path, error, seconds) from error
         found = self._checked(phase, path, answer) or {}
         if not isinstance(found, dict):
             raise ServerFault(phase, self.name, f"{path} answered {answer.text[:200]!r} where an object was expected")
@@ -382,9 +384,9 @@ class SGLangServer:
                 pass
         self._client.close()
 
-    def _lost(self, phase: Phase, path: str, error: httpx.RequestError) -> ServerFault:
-        silent = isinstance(error, httpx.TimeoutException)
-        how = f"did not answer within {self._config.timeout_seconds:g} s" if silent else "broke the connection"
+    def _lost(self, phase: Phase, path: str, error: httpx.RequestError, seconds: float | None = None) -> ServerFault:
+        silent, waited = isinstance(error, httpx.TimeoutException), seconds or self._config.timeout_seconds
+        how = f"did not answer within {waited:g} s" if silent else "broke the connection"
         # A process that was just killed has closed its sockets before it can be waited for.
         state = self.ended(0.2) or "it still runs"
         return ServerFault(phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {state}")

@@ -347,6 +347,9 @@ def test_a_server_that_has_gone_back_to_old_weights_is_found_out(
     assert "answered with weight version 1, not 2" in engine._places[1].fault.reason
 
 
+@pytest.mark.parametrize(
+    "transport, path", [("ipc", "/update_weights_from_tensor"), ("collective", "/update_weights_from_distributed")]
+)
 @pytest.mark.parametrize("change", [lost_on_the_way, refused_for_memory])
 def test_a_server_that_does_not_confirm_a_bucket_is_done_without_until_the_next_update(
     outside: Callable[..., ServedEngine],
@@ -354,16 +357,18 @@ def test_a_server_that_does_not_confirm_a_bucket_is_done_without_until_the_next_
     wire: Wire,
     tied: Path,
     change: Callable[[Any], Any],
+    transport: str,
+    path: str,
 ):
     """Whether it did copy, as in the first case, or not: it holds half of something, and its update is still open."""
-    engine = outside()
+    engine = outside(transport=transport)
     first, second = engine._servers
-    wire.alter(first, "/update_weights_from_tensor", change)
+    wire.alter(first, path, change)
     wire.paths.clear()
     engine.update_weights(stream_of(random_weights(tied, 2)), version=2)
     assert [place.version for place in engine._places] == [None, 2]
     assert engine._places[0].fault.phase is Phase.SYNC
-    assert wire.paths[port_of(first), "/update_weights_from_tensor"] == 1
+    assert wire.paths[port_of(first), path] == 1
     expected = answers(engine, few)
     assert {answer.version for answer in expected} == {2}
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -156,55 +153,3 @@ def test_a_released_engine_generates_only_with_new_weights_and_its_caches(
         asyncio.run(engine.generate(requests(processor)))
     engine.resume_memory()
     assert asyncio.run(engine.generate(requests(processor)))[0].version == 3
-
-
-def test_a_server_that_refuses_a_broadcast_is_named_and_the_next_update_works(
-    split_engine: ServedEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The trainer is in the broadcast by then. Both ranks of the server leave the group, and that ends it for the trainer."""
-    processor = use(split_engine, "collective", untied, tmp_path, monkeypatch)
-    (server,) = split_engine._servers
-    started = time.monotonic()
-    with monkeypatch.context() as closed_before:
-        load = server.load_broadcast
-        closed_before.setattr(server, "load_broadcast", lambda *arguments: (server.end_update(), load(*arguments)))
-        with pytest.raises(EngineError, match="must run between begin_weight_update") as caught:
-            split_engine.update_weights(stream_of(random_weights(untied, 1)), version=1)
-    assert (caught.value.party, caught.value.phase) == (server.name, Phase.SYNC)
-    assert time.monotonic() - started < split_engine._config.timeout_seconds / 2, "nobody waited for the deadline"
-    split_engine.update_weights(stream_of(random_weights(untied, 2)), version=2)
-    assert asyncio.run(split_engine.generate(requests(processor)))[0].version == 2
-
-
-def test_a_server_that_hangs_in_the_group_is_named_and_may_come_back(
-    split_engine: ServedEngine, untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    processor = use(split_engine, "collective", untied, tmp_path, monkeypatch)
-    split_engine.update_weights(stream_of(random_weights(untied, 1)), version=1)
-    (server,) = split_engine._servers
-    transport, load = split_engine._transport, server.load_broadcast
-
-    def stopped(*arguments: object) -> None:
-        os.killpg(server._process.pid, signal.SIGSTOP)
-        load(*arguments)
-
-    # The server goes on when the error is there; closing its update then succeeds.
-    leave = server.leave_group
-
-    def left(group: str) -> None:
-        try:
-            leave(group)
-        finally:
-            os.killpg(server._process.pid, signal.SIGCONT)
-
-    with monkeypatch.context() as hanging:
-        hanging.setattr(transport._group, "_seconds", 2.0)
-        hanging.setattr(server, "load_broadcast", stopped)
-        hanging.setattr(server, "leave_group", left)
-        hanging.setattr("octopus_mcore.rollout.sglang._LEAVE_SECONDS", 2.0)
-        hanging.setattr("octopus_mcore.rollout.sync.group._GRACE_SECONDS", 0.1)
-        with pytest.raises(EngineError, match="the broadcast of a bucket") as caught:
-            split_engine.update_weights(stream_of(random_weights(untied, 2)), version=2)
-    assert caught.value.party == server.name
-    split_engine.update_weights(stream_of(random_weights(untied, 3)), version=3)
-    assert asyncio.run(split_engine.generate(requests(processor)))[0].version == 3

@@ -33,7 +33,8 @@ class WeightGroup:
     """A process group whose rank 0 is this process; behind it come the tensor-parallel ranks of each server in turn.
 
     Whatever can wait for another member runs in a thread of its own, so that a member that never comes costs a deadline and no
-    more. After an error the group is of no use and every member was told to leave it.
+    more. After an error the group is of no use and every member was told to leave it. With more than three members broadcasts
+    are relayed: a server that waits for one that hangs cannot be told from it, and is named, too.
     """
 
     def __init__(self, servers: Sequence[Receiver], device: torch.device, address: str, seconds: float) -> None:
