@@ -11,7 +11,7 @@ from pathlib import Path
 
 from octopus_mcore.config.schema import RuntimeConfig, SGLangConfig
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.models.loading import WeightExporter
+from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.rollout.engine import Generation, SyncReport
 from octopus_mcore.rollout.served import ServedEngine
