@@ -153,3 +153,15 @@ def test_a_released_engine_generates_only_with_new_weights_and_its_caches(
         asyncio.run(engine.generate(requests(processor)))
     engine.resume_memory()
     assert asyncio.run(engine.generate(requests(processor)))[0].version == 3
+
+
+def test_a_broken_update_claims_no_version_and_the_next_one_begins_afresh(engine: ServedEngine, tied: Path):
+    """Also where a trainer died in the middle of one: SGLang refuses to open a second update."""
+    server, weights = engine._servers[0], random_weights(tied, 2)
+    server.begin_update()
+    lacking = {name: tensor for name, tensor in weights.items() if name != "model.language_model.norm.weight"}
+    with pytest.raises(ValueError, match="ended without"):
+        engine.update_weights(stream_of(lacking), version=7)
+    server.check_version(1)
+    engine.update_weights(stream_of(weights), version=8)
+    server.check_version(8)
