@@ -56,7 +56,7 @@ class Wire:
         for rule in self.rules:
             if rule.times and (rule.port, rule.path) == (request.url.port, request.url.path):
                 rule.times -= 1
-                found = rule.change(answer.json())
+                found = rule.change(answer.json() if answer.content else None)
                 if isinstance(found, httpx.Response):
                     return found
                 return httpx.Response(200, text=found) if isinstance(found, str) else httpx.Response(200, json=found)
