@@ -54,7 +54,8 @@ class Dispatch:
         what the attendant raises."""
         total = sum(len(call.indices) for call in self.calls)
         answers: list[Generation | None] = [None] * total
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # A connection a call: servers close an idle one after 5 s, which on the way of a request would look like their end.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
 
             async def answered(call: Call) -> None:
