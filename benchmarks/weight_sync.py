@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.data.digits.checkpoint import create_checkpoint
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.weight_stream import WeightItem

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from octopus_mcore.config.schema import Config, PluginConfig, RLPhaseConfig, Section, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.section import PluginConfig, Section
 from octopus_mcore.config.tree import PLACEHOLDER, SchemaField, section_fields
 
 DEFAULT_FILE = Path("docs/configuration.md")
 
 _HEAD = """# Configuration
 
-<!-- Written by `make docs` from octopus_mcore/config/schema.py. Change the docstrings there. -->
+<!-- Written by `make docs` from the docstrings in octopus_mcore/config/. Change them there. -->
 
 A run is one YAML file. Any key can be overridden on the command line by its dotted path, with a YAML value:
 `octopus-mcore train run.yaml parallel.tensor=2 phases.stage1.steps=5`. Unknown keys fail and name the nearest right one;

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
-from octopus_mcore.config.schema import Config, RLPhaseConfig, RolloutConfig, SFTPhaseConfig
+from octopus_mcore.config.rollout import RolloutConfig
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

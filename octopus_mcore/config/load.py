@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from octopus_mcore.config.reading import apply_overrides, merge, read_yaml, value_at, without
-from octopus_mcore.config.schema import Config, RLPhaseConfig, Section, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.section import Section
 from octopus_mcore.config.tree import section_fields, suggest
 
 SHARED_SECTIONS = {"sft": ("optimizer",), "rl": ("rollout", "rewards", "buffer", "loss", "optimizer")}

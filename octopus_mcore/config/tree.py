@@ -9,7 +9,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from octopus_mcore.config.schema import Config, Section
+from octopus_mcore.config.schema import Config
+from octopus_mcore.config.section import Section
 
 PLACEHOLDER = "<name>"
 """Stands in a path for a key that the user chooses (a phase, an evaluation set)."""

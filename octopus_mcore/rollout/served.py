@@ -22,7 +22,7 @@ import httpx
 import torch
 from transformers import AutoConfig
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.models.hf_folder import checked_items, expected_tensors
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 from octopus_mcore.rollout.dispatch import Dispatch, calls_of

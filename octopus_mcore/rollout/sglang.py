@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 import torch
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, Phase, SamplingParams, ServerFault
 from octopus_mcore.rollout.process import ServerProcess
 from octopus_mcore.rollout.sync.transport import GroupError, GroupPlace

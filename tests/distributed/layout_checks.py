@@ -18,10 +18,10 @@ from octopus_mcore.config.schema import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
-    PluginConfig,
     RunConfig,
     RuntimeConfig,
 )
+from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from octopus_mcore.config.schema import Config, ParallelConfig, RuntimeConfig, SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
+from octopus_mcore.config.schema import Config, ParallelConfig, RuntimeConfig
 from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.hf_folder import checked_items, expected_tensors
 from octopus_mcore.models.qwen3_vl.config import load_hf_config

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.world import local_device

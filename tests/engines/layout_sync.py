@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from octopus_mcore.config.schema import RuntimeConfig, SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
+from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.policy.policy import Policy

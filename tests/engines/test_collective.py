@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.engine import Phase, ServerFault

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.engine import EngineError, Phase

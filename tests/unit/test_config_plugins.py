@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from octopus_mcore.config.plugins import PluginError, import_target, load_plugin
-from octopus_mcore.config.schema import PluginConfig
+from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.data.digits.sources import DigitsSource
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from octopus_mcore.config.schema import SGLangConfig
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.rollout.sync.collective import CollectiveTransport
 from octopus_mcore.rollout.sync.cuda_ipc import DeviceMemory
 from octopus_mcore.rollout.sync.disk import DiskTransport

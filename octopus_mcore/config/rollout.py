@@ -1,0 +1,88 @@
+"""The section `rollout`: how responses are generated, and the servers that generate them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from octopus_mcore.config.section import Section
+
+
+class SGLangConfig(Section):
+    """SGLang servers: started by the run, or running elsewhere."""
+
+    python: str = ".venv-sglang/bin/python"
+    """Python of the environment that holds SGLang (`make setup-engines` makes it); the trainer's own needs none of it."""
+    urls: list[str] = Field(default_factory=list)
+    """Servers that run already, as `http://host:port`; the run then starts none. Every replica of the trainer needs servers of
+    its own, so this is for runs with one replica."""
+    engines: int = Field(default=1, ge=1)
+    """Servers per replica; requests go to the one with the fewest outstanding tokens."""
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size of a server, independent of the trainer's."""
+    colocated: bool = True
+    """Started servers use the trainer's devices, and both take turns: before training the servers free caches and weights,
+    before generation the trainer moves gradients, optimizer and parameters to the host. Turn it off where the memory holds
+    both. Servers of `urls` are always taken to be elsewhere."""
+    transport: Literal["ipc", "collective", "disk"] = "ipc"
+    """How weights reach the servers: `ipc` through memory that trainer and servers of one machine share, `collective` through a
+    process group of trainer and servers (NCCL needs servers on GPUs of their own), `disk` as safetensors files in
+    `weights_folder`."""
+    master_address: str | None = None
+    """Where servers reach the trainer's rank, for transport `collective`; null takes this machine's host name, or loopback when
+    all servers are on this machine."""
+    sync_bucket_mb: int = Field(default=256, ge=1)
+    """Size of a bucket of weights. A weight update takes at most twice that and the largest tensor on top of model and servers'
+    memory; where a parameter is larger than a bucket, its size counts as the bucket's."""
+    weights_folder: str | None = None
+    """Folder that trainer and servers share, for transport `disk`; null takes the run directory."""
+    check_weights: bool = True
+    """Before the first weight update of a run, have the servers load the same weights from an exported checkpoint on disk,
+    overwrite them with junk, and compare every tensor after the update."""
+    max_total_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a server's cache; null lets SGLang size it by free memory."""
+    arguments: list[str] = Field(default_factory=list)
+    """Further command-line arguments of `sglang.launch_server`, for instance `["--mem-fraction-static", "0.6"]`."""
+    start_timeout_seconds: float = Field(default=600.0, gt=0)
+    """Deadline until a started server answers."""
+    timeout_seconds: float = Field(default=1800.0, gt=0)
+    """Deadline of one answer: a prompt's responses, or one step of a weight update."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often a run starts a lost server again (or takes an external one back) before it does without it; when no server of a
+    replica is left, the run ends."""
+    allow_untested: bool = False
+    """Use an SGLang of another version than the tested 0.5.23."""
+
+
+class RolloutConfig(Section):
+    """Generation during training."""
+
+    engine: Literal["embedded", "sglang"] = "embedded"
+    """`embedded` is the Hugging Face model inside the trainer's process, `sglang` SGLang servers in processes and a Python
+    environment of their own; both get their weights from the policy's stream. One engine serves the whole run."""
+    sglang: SGLangConfig = Field(default_factory=SGLangConfig)
+    """Settings of engine `sglang`."""
+    deterministic: bool = False
+    """Responses of engine `sglang` depend on the run's seed alone. Costs its prefix cache: samples of a prompt no longer share
+    their prefill. The embedded engine always is deterministic."""
+    max_staleness: Literal[0] = 0
+    """How many versions older than the policy's the weights of a rollout may be. 0 is the only value so far: generation and
+    training take turns, so an older rollout is a failure and ends the run."""
+    n: int = Field(default=8, ge=1)
+    """Native rollouts per prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; log-probs everywhere in the trainer are scaled by it."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling. Below 1 the behaviour policy is not the trained one, so training refuses it."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Response length limit, first attempt and correction together."""
+    max_batch_size: int = Field(default=512, ge=1)
+    """Responses that the embedded engine decodes at once."""
+    mismatch_alarm: float | None = Field(default=0.03, gt=0)
+    """Mean |log-prob of the engine − log-prob of the trainer| of a step's native tokens, of any span kind, above which the run
+    warns and goes on; null never warns. In float32 the two agree to 1e-5, in bfloat16 a trained model's to 0.001 to 0.01."""
+    replay: str | None = None
+    """Run directory whose recorded rollouts stand in for generation, step by step: two layouts or two versions can then be
+    compared on equal data. That run must have recorded every step (`observe.rollouts_every: 1`) of the same phases, seed and
+    prompts."""
