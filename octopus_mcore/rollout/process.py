@@ -95,7 +95,8 @@ def _own_environment() -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    """Runs in the new process: Linux kills it when its parent dies, even when the parent is killed and cannot clean up."""
+    """Runs in the new process: Linux kills it when the thread that started it ends, so also when its parent is killed and
+    cannot clean up. Servers must be started by a thread that stays: the main one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -15,6 +15,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -143,8 +144,8 @@ class ServedEngine:
         """Ends the servers that this engine started."""
         self._phase = Phase.STOPPED
         self._forget_weights()
-        for server in self._servers:
-            server.stop()
+        with ThreadPoolExecutor() as threads:  # each takes some seconds to end in order
+            list(threads.map(SGLangServer.stop, self._servers))
         self._transport.close()
 
     def health(self) -> str:

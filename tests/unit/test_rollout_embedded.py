@@ -16,7 +16,7 @@ from octopus_mcore.data.processor import Processor
 from octopus_mcore.models.hf_folder import HFFolder, expected_tensors
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.embedded import EmbeddedEngine
-from octopus_mcore.rollout.engine import GenerationRequest, SamplingParams
+from octopus_mcore.rollout.engine import Attendant, GenerationRequest, SamplingParams
 from octopus_mcore.runtime.seeds import numpy_generator, torch_generator
 
 SIZES = {"none": [], "one": [(48, 16)], "three": [(32, 32), (16, 64), (48, 32)], "other": [(32, 16)]}
@@ -229,6 +229,21 @@ def test_an_image_is_read_once_per_call(folder, prompts, processor):
     assert set(read) == {ref.key for prompt in prompts.values() for ref in prompt.images} and set(read.values()) == {1}
     generate(engine, many_requests({"one": prompts["one"]}, processor))
     assert read[prompts["one"].images[0].key] == 2, "the weights may have changed between calls"
+
+
+def test_an_attendant_is_told_of_every_finished_batch(folder, prompts, processor):
+    class Counting(Attendant):
+        def finished(self, done, total):
+            told.append((done, total))
+
+    told = []
+    engine = EmbeddedEngine(folder, processor.images, max_batch_size=4)
+    engine.update_weights(HFFolder(folder).stream(), version=0)
+    asked = many_requests(prompts, processor)
+    asyncio.run(engine.generate(asked, Counting()))
+    assert [total for _, total in told] == [len(asked)] * len(told)
+    done = [number for number, _ in told]
+    assert len(done) > 1 and done == sorted(set(done)) and done[-1] == len(asked)
 
 
 def test_bad_requests_are_refused(engine, folder, prompts):
