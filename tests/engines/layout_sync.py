@@ -9,19 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from octopus_mcore.config.rollout import SGLangConfig
+from octopus_mcore.config.rollout import RolloutConfig, SGLangConfig
 from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.rollout.engine import Generation, SyncReport
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.world import World, join_world
 from tests.distributed.layout_checks import Layout, config_for
 from tests.engines.reference import requests
-
-EXPORT_BUCKET = 2**19
-"""Bytes; several buckets for every stage of the digits model."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,15 @@ def sync_layout(
     """Loads the policy in this layout and gives its weights to every server (by tensor-parallel size) over every transport,
     with junk in the server before each. Versions count up from `version`. The first rank has the results."""
     processor = Processor.from_pretrained(checkpoint, "", 500)
-    config = config_for(checkpoint, layout)
+    # several buckets for every stage of the digits model
+    config = config_for(checkpoint, layout).model_copy(update={"rollout": RolloutConfig(sglang=SGLangConfig(sync_bucket_mb=1))})
     found = {}
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, {}, processor.tokens.banned)
-        exporter = WeightExporter(policy.main.model, policy.main.entries, EXPORT_BUCKET)
         for size, url in urls.items():
             for transport in transports:
                 settings = SGLangConfig(urls=[url], tensor=size, transport=transport, sync_bucket_mb=1, timeout_seconds=120)
-                sync = _sync(exporter, world, settings, checkpoint, processor, Path(folder), version)
+                sync = _sync(policy, world, settings, checkpoint, processor, Path(folder), version)
                 if sync is not None:
                     found[size, transport] = sync
                 version += 1
@@ -55,7 +51,7 @@ def sync_layout(
 
 
 def _sync(
-    exporter: WeightExporter,
+    policy: Policy,
     world: World,
     settings: SGLangConfig,
     checkpoint: str,
@@ -63,7 +59,7 @@ def _sync(
     folder: Path,
     version: int,
 ) -> Sync | None:
-    stream = exporter.stream("leader")
+    stream = policy.weight_stream("leader")
     if not world.is_replica_leader:
         for bucket in stream:
             assert not bucket, "full tensors are for the leader only"

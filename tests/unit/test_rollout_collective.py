@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.engine import EngineError, Phase
-from octopus_mcore.rollout.sync import group
+from octopus_mcore.rollout.sync import build_transport, group, master_address
 from octopus_mcore.rollout.sync.collective import CollectiveTransport
 from octopus_mcore.rollout.sync.transport import GroupError, GroupPlace
 
@@ -268,3 +271,17 @@ def test_an_update_at_which_every_server_is_lost_ends(servers: list[Server]):
     with closing(transport()) as sender:
         sender.send(iter(items()), servers, 1)
     assert all(not server.weights[0] for server in servers)
+
+
+def test_servers_on_the_trainers_own_gpus_are_refused(tmp_path: Path):
+    started = SGLangConfig(transport="collective")
+    with pytest.raises(ValueError, match=r"use transport=ipc, or servers elsewhere"):
+        build_transport(started, tmp_path, "model", torch.device("cuda", 0))
+    build_transport(started, tmp_path, "model", CPU).close()
+
+
+def test_servers_reach_the_trainer_where_they_are():
+    assert master_address(SGLangConfig()) == "127.0.0.1"
+    assert master_address(SGLangConfig(urls=["http://localhost:1", "http://127.0.0.1:2"])) == "127.0.0.1"
+    assert master_address(SGLangConfig(urls=["http://localhost:1", "http://node7:2"])) == socket.gethostname()
+    assert master_address(SGLangConfig(urls=["http://node7:2"], master_address="10.0.0.1")) == "10.0.0.1"

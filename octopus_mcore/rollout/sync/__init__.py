@@ -19,8 +19,17 @@ from octopus_mcore.rollout.sync.transport import Transport
 
 def build_transport(config: SGLangConfig, folder: Path, model: str, device: torch.device) -> Transport:
     """The configured transport; `folder` is where files may go, `model` the checkpoint that the weights belong to, `device` the
-    trainer's, on which the weights are."""
+    trainer's, on which the weights are.
+
+    Raises:
+        ValueError: servers on the trainer's own GPUs, which NCCL does not take into one group.
+    """
     if config.transport == "collective":
+        if device.type == "cuda" and config.colocated and not config.urls:
+            raise ValueError(
+                "rollout.sglang.transport=collective with rollout.sglang.colocated=true: servers are on the trainer's GPUs, "
+                "and NCCL refuses two ranks on one; use transport=ipc, or servers elsewhere (rollout.sglang.urls)"
+            )
         return CollectiveTransport(
             config.sync_bucket_mb * 2**20, device, master_address(config), seconds=config.timeout_seconds
         )
