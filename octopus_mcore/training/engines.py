@@ -47,11 +47,14 @@ def build_engine(
 def build_seat(
     config: Config, policy: Policy, world: World, images: ImageLookup, folder: Path, progress: Progress, stack: ExitStack
 ) -> EngineSeat:
-    """The seat of this rank's engine, and on the leading rank of each replica the engine. Collective over the world.
+    """The seat of this rank's engine, and on the leading rank of each replica the engine, if the run generates anything.
+    Collective over the world.
 
     Raises:
         EngineError: a server did not come up.
     """
+    if not _generates(config):
+        return EngineSeat(None, policy, world)
     shared = _shares_devices(config)
     if shared:
         policy.residence.offload(*Part)  # servers that start measure the memory that they find
@@ -69,6 +72,12 @@ def build_seat(
         max_staleness=config.rollout.max_staleness,
         on_activity=progress.activity,
     )
+
+
+def _generates(config: Config) -> bool:
+    """Whether anything is sampled: rollouts that are not replayed, or evaluations, due at every phase's end."""
+    sampled = (phase.kind == "rl" and phase.rollout.replay is None for phase in config.phases.values())
+    return bool(config.eval.sets) or any(sampled)
 
 
 def _shares_devices(config: Config) -> bool:

@@ -53,7 +53,6 @@ def _evaluate(session: Session, name: str, step: int, last: bool, judge: Judge |
     """In-training sets when due, all sets at the phase's end; exports the model when it is the best so far."""
     evaluation = session.config.eval
     session.progress.activity("evaluation")
-    session.seat.sync()
     metrics = session.evaluate(name, step, list(evaluation.sets) if last else evaluation.during_training, judge)
     best_by, state = session.config.checkpoint.best_by, session.state
     value = metrics.get(best_by, math.nan)  # NaN is also the rate of nothing

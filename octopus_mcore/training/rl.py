@@ -30,8 +30,9 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             buffer.load_state_dict(session.state.buffer)
         for step in range(session.state.step + 1, phase.steps + 1):
             prompts, skipped = session.draw_prompts(source, phase.prompts_per_step)
-            with session.timer("sync"):
-                session.seat.sync()
+            if phase.rollout.replay is None:
+                with session.timer("sync"):
+                    session.seat.sync()
             with session.timer("rollout"):
                 groups = session.generate(prompts, phase, judge)
             with session.timer("buffer"):

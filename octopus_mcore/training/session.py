@@ -134,6 +134,7 @@ class Session:
         """Evaluates the policy on the named sets and records it; metrics by `<set>/T<temperature>/<name>`, on every rank."""
         if not names:
             return {}
+        self.seat.sync()
 
         def tallies(engine: RolloutEngine) -> Coroutine[Any, Any, Tallies]:
             prompts = {name: self.share(self.evaluation_prompts[name]) for name in names}

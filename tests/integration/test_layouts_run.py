@@ -69,6 +69,11 @@ def test_two_replicas_train_as_one(two_replicas: FinishedRun, mini: FinishedRun,
     assert_same_training(two_replicas, mini, phase)
 
 
+def test_no_weights_are_brought_for_rollouts_that_are_replayed(two_replicas: FinishedRun, mini: FinishedRun) -> None:
+    for run, brings in ((two_replicas, False), (mini, True)):
+        assert {"time/sync" in record for record in by_step(run.records, "stage1")} == {brings}
+
+
 def test_the_layout_does_not_change_what_the_buffer_selects(
     four_ranks: FinishedRun, two_replicas: FinishedRun, mini: FinishedRun
 ) -> None:

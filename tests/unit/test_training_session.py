@@ -73,10 +73,18 @@ def test_an_undefined_metric_is_not_the_best(monkeypatch: pytest.MonkeyPatch) ->
         config=config,
         state=RunState(),
         progress=SimpleNamespace(activity=lambda name: None),
-        seat=SimpleNamespace(sync=lambda: None),
         evaluate=lambda *arguments: {"v/T1/changed": next(values)},
         export=lambda folder: exported.append((folder, session.state.best)),
     )
     for step in range(1, 6):
         phase._evaluate(session, "sft", step, False, None)
     assert exported == [("best", 0.2), ("best", 0.3)]
+
+
+def test_weights_are_brought_for_an_evaluation_and_not_for_none() -> None:
+    calls: list[str] = []
+    session = session_with(EveryThirdFits())
+    session.seat = SimpleNamespace(sync=lambda: calls.append("sync"), run=lambda name, work: calls.append(name) or [])
+    assert session.evaluate("sft", 1, [], None) == {} and calls == []
+    session.evaluate("sft", 1, ["v"], None)
+    assert calls == ["sync", "evaluation"]
