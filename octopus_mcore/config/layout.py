@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
-from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
@@ -30,7 +29,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
             _check_sft(name, phase, size) if isinstance(phase, SFTPhaseConfig) else _check_rl(name, phase, size, config)
         )
         violations += _check_phase(name, phase)
-    violations += _check_engine(size, config.rollout)
+    violations += _check_engine(size, config)
     violations += _check_evaluation(config)
     if hf_config is not None:
         violations += check_model(hf_config, config.parallel)
@@ -90,8 +89,18 @@ def _check_sft(name: str, phase: SFTPhaseConfig, data_size: int) -> Iterator[str
         )
 
 
-def _check_engine(data_size: int, rollout: RolloutConfig) -> Iterator[str]:
-    if rollout.engine == "sglang" and rollout.sglang.urls and data_size > 1:
+def _check_engine(data_size: int, config: Config) -> Iterator[str]:
+    if config.rollout.engine != "sglang":
+        return
+    servers, minutes = config.rollout.sglang, config.runtime.timeout_minutes
+    replaced = servers.timeout_seconds + servers.start_timeout_seconds
+    if config.parallel.model_size * data_size > 1 and replaced >= minutes * 60:
+        yield (
+            f"runtime.timeout_minutes={minutes:g} is how long ranks wait for one whose server hangs, but noticing that "
+            f"(rollout.sglang.timeout_seconds={servers.timeout_seconds:g}) and starting it again "
+            f"(start_timeout_seconds={servers.start_timeout_seconds:g}) may take {replaced / 60:.0f} minutes"
+        )
+    if servers.urls and data_size > 1:
         yield (
             f"rollout.sglang.urls names servers for one replica, but there are {data_size} data-parallel ranks, which would "
             "all send their weights to them; let the run start the servers, or take parallel.data=1"

@@ -46,8 +46,11 @@ class SGLangConfig(Section):
     """Further command-line arguments of `sglang.launch_server`, for instance `["--mem-fraction-static", "0.6"]`."""
     start_timeout_seconds: float = Field(default=600.0, gt=0)
     """Deadline until a started server answers."""
-    timeout_seconds: float = Field(default=1800.0, gt=0)
-    """Deadline of one answer: a prompt's responses, or one step of a weight update."""
+    timeout_seconds: float = Field(default=900.0, gt=0)
+    """Deadline of a prompt's responses. A server that hangs is noticed only then; together with `start_timeout_seconds`, within
+    which it is replaced, it must be less than `runtime.timeout_minutes`, for which other ranks wait."""
+    sync_timeout_seconds: float = Field(default=300.0, gt=0)
+    """Deadline of one step of a weight update or of a hand-over of memory."""
     max_restarts: int = Field(default=3, ge=0)
     """How often a run starts a lost server again (or takes an external one back) before it does without it; when no server of a
     replica is left, the run ends."""

@@ -42,7 +42,8 @@ from octopus_mcore.rollout.engine import (
 from octopus_mcore.rollout.pictures import PictureCodec
 from octopus_mcore.rollout.place import Guard, Place
 from octopus_mcore.rollout.process import ServerProcess, free_port
-from octopus_mcore.rollout.sglang import MemoryKind, SGLangServer, launch_command
+from octopus_mcore.rollout.sglang import MemoryKind, SGLangServer
+from octopus_mcore.rollout.sglang_launch import launch_command
 from octopus_mcore.rollout.sync import build_transport
 from octopus_mcore.rollout.sync.disk import DiskTransport
 from octopus_mcore.rollout.sync.transport import Transport

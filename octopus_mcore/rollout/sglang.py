@@ -1,4 +1,4 @@
-"""SGLang: the one file that knows its command line, its HTTP calls, what it is sent and what it answers.
+"""SGLang: the one file that speaks to it. What it is sent, and what its answers mean (`sglang_launch.py` starts it).
 
 A server runs in a Python environment and processes of its own, or somewhere else behind a URL; the trainer speaks HTTP and
 imports nothing of SGLang. What the engine protocol promises and SGLang does not give by itself:
@@ -18,7 +18,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 
 from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.rollout.engine import EngineError, Generation, GenerationRequest, Phase, SamplingParams, ServerFault
@@ -49,66 +47,12 @@ _COMPUTED = ["rotary"]
 _TRY_AGAIN = (408, 429)
 """HTTP statuses below 500 that blame the server's state, not the request."""
 
-_CPU_STAND_IN = Path(__file__).with_name("sglang_cpu")
-
 
 class MemoryKind(StrEnum):
     """What a server's memory holds, in SGLang's words."""
 
     WEIGHTS = "weights"
     CACHE = "kv_cache"
-
-
-@dataclass(frozen=True)
-class LaunchSettings:
-    """What a kind of device adds to a server's command line and environment."""
-
-    arguments: tuple[str, ...]
-    environment: Mapping[str, str]
-    colocated: tuple[str, ...] = ()
-    """Arguments that let a server give its memory back; without them it says that it did and keeps it."""
-    first_device: str | None = None
-    """Argument that says which device is the server's first one; None where devices have no numbers."""
-
-
-LAUNCH: Mapping[str, LaunchSettings] = {
-    "cuda": LaunchSettings(arguments=(), environment={}, colocated=("--enable-memory-saver",), first_device="--base-gpu-id"),
-    "cpu": LaunchSettings(
-        arguments=(
-            *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-            *("--disable-cuda-graph", "--disable-overlap-schedule", "--sleep-on-idle"),
-        ),
-        environment={
-            "SGLANG_USE_CPU_ENGINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            # torch.compile of the vision tower's rotary embedding needs a compiler and minutes.
-            "TORCHDYNAMO_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(_CPU_STAND_IN),
-        },
-    ),
-}
-"""Settings by the type of the device that the trainer's world chose."""
-
-
-def launch_command(
-    config: SGLangConfig, model: str, dtype: str, port: int, device: torch.device, deterministic: bool
-) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of one server, whose first device is `device`. Its weights are random at start: they come by the
-    weight stream, always."""
-    settings = LAUNCH[device.type]
-    command = [config.python, "-m", "sglang.launch_server", "--model-path", model, "--dtype", dtype]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(config.tensor), "--load-format", "dummy"]
-    command += ["--grammar-backend", "none", "--skip-server-warmup", "--log-level", "warning", *settings.arguments]
-    command += [settings.first_device, str(device.index or 0)] if settings.first_device else []
-    command += ["--max-total-tokens", str(config.max_total_tokens)] if config.max_total_tokens else []
-    command += ["--enable-deterministic-inference"] if deterministic else []
-    command += settings.colocated if config.colocated else ()
-    # SGLang binds CPU ranks to cores only when told how, and refuses several ranks otherwise; it reads this on CPUs alone.
-    binding = "|".join(str(rank) for rank in range(config.tensor))
-    environment = {"SGLANG_CPU_OMP_THREADS_BIND": binding} if config.tensor > 1 else {}
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    return [*command, *config.arguments], environment | dict(settings.environment)
 
 
 class SGLangServer:
@@ -125,9 +69,10 @@ class SGLangServer:
         self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
         self._url, self._process = url.rstrip("/"), process
         self._timeout = httpx.Timeout(config.timeout_seconds, connect=10.0)
+        self._sync_timeout = httpx.Timeout(config.sync_timeout_seconds, connect=10.0)
         # Servers close an idle connection after 5 s; a request that meets that on its way would look like a server's end.
         limits = httpx.Limits(keepalive_expiry=2.0)
-        self._client = httpx.Client(base_url=self._url, timeout=self._timeout, trust_env=False, limits=limits)
+        self._client = httpx.Client(base_url=self._url, timeout=self._sync_timeout, trust_env=False, limits=limits)
 
     def wait_ready(self, seconds: float | None = None) -> None:
         """Returns when the server answers, runs a version that this file was written for, and serves as configured.
@@ -177,12 +122,12 @@ class SGLangServer:
 
     def call(self, phase: Phase, method: str, path: str, *, seconds: float | None = None, **body: Any) -> dict[str, Any]:
         """One request that must succeed: HTTP status 200 and, where the answer holds a success flag, a true one. `seconds` is
-        a deadline other than `rollout.sglang.timeout_seconds`."""
-        timeout = self._timeout if seconds is None else seconds
+        a deadline other than `rollout.sglang.sync_timeout_seconds`."""
+        timeout = self._sync_timeout if seconds is None else seconds
         try:
             answer = self._client.request(method, path, json=body if method == "POST" else None, timeout=timeout)
         except httpx.RequestError as error:
-            raise self._lost(phase, path, error, seconds) from error
+            raise self._lost(phase, path, error, seconds or self._config.sync_timeout_seconds) from error
         found = self._checked(phase, path, answer) or {}
         if not isinstance(found, dict):
             raise ServerFault(phase, self.name, f"{path} answered {answer.text[:200]!r} where an object was expected")
@@ -197,7 +142,7 @@ class SGLangServer:
                 f"{self._url}/generate", json=self._body(request, samples, pictures), timeout=self._timeout
             )
         except httpx.RequestError as error:
-            raise self._lost(Phase.GENERATE, "/generate", error) from error
+            raise self._lost(Phase.GENERATE, "/generate", error, self._config.timeout_seconds) from error
         found = self._checked(Phase.GENERATE, "/generate", answer)
         answers = found if isinstance(found, list) else [found]
         if len(answers) != samples:
@@ -228,9 +173,9 @@ class SGLangServer:
     async def abort(self, client: httpx.AsyncClient) -> None:
         """Ends all requests under way."""
         try:
-            answer = await client.post(f"{self._url}/abort_request", json={"abort_all": True}, timeout=self._timeout)
+            answer = await client.post(f"{self._url}/abort_request", json={"abort_all": True}, timeout=self._sync_timeout)
         except httpx.RequestError as error:
-            raise self._lost(Phase.GENERATE, "/abort_request", error) from error
+            raise self._lost(Phase.GENERATE, "/abort_request", error, self._config.sync_timeout_seconds) from error
         self._checked(Phase.GENERATE, "/abort_request", answer)
 
     def release_memory(self) -> None:
@@ -333,7 +278,7 @@ class SGLangServer:
     def _group_call(self, path: str, **body: Any) -> None:
         """A call that waits for the members of a group. The group's own deadline comes first: it sees who is missing."""
         try:
-            self.call(Phase.SYNC, "POST", path, seconds=2 * self._config.timeout_seconds, **body)
+            self.call(Phase.SYNC, "POST", path, seconds=2 * self._config.sync_timeout_seconds, **body)
         except EngineError as error:
             if any(said in error.reason for said in _LOST_GROUP):
                 raise GroupError(error.phase, error.party, error.reason) from error
@@ -341,7 +286,7 @@ class SGLangServer:
 
     def leave_group(self, group: str) -> None:
         """Lets the server's ranks leave a process group."""
-        seconds = min(_LEAVE_SECONDS, self._config.timeout_seconds)
+        seconds = min(_LEAVE_SECONDS, self._config.sync_timeout_seconds)
         self.call(Phase.SYNC, "POST", "/destroy_weights_update_group", seconds=seconds, group_name=group)
 
     def check_version(self, version: int) -> None:
@@ -384,9 +329,9 @@ class SGLangServer:
                 pass
         self._client.close()
 
-    def _lost(self, phase: Phase, path: str, error: httpx.RequestError, seconds: float | None = None) -> ServerFault:
-        silent, waited = isinstance(error, httpx.TimeoutException), seconds or self._config.timeout_seconds
-        how = f"did not answer within {waited:g} s" if silent else "broke the connection"
+    def _lost(self, phase: Phase, path: str, error: httpx.RequestError, seconds: float) -> ServerFault:
+        silent = isinstance(error, httpx.TimeoutException)
+        how = f"did not answer within {seconds:g} s" if silent else "broke the connection"
         # A process that was just killed has closed its sockets before it can be waited for.
         state = self.ended(0.2) or "it still runs"
         return ServerFault(phase, self.name, f"{how} at {path} ({type(error).__name__}: {error}); {state}")

@@ -31,7 +31,9 @@ def engine_python() -> str:
 def serving(python: str, folder: Path, logs: Path, deterministic: bool = False, **options: object) -> Iterator[ServedEngine]:
     """An engine for the checkpoint folder, without weights yet."""
     engine = ServedEngine(
-        SGLangConfig(**{"python": python, "max_total_tokens": 16384, "timeout_seconds": 120} | options),
+        SGLangConfig(
+            **{"python": python, "max_total_tokens": 16384, "timeout_seconds": 120, "sync_timeout_seconds": 120} | options
+        ),
         str(folder),
         Processor.from_pretrained(folder, "", 500).images,
         dtype="float32",

@@ -42,7 +42,9 @@ def sync_layout(
         policy = Policy(config, world, {}, processor.tokens.banned)
         for size, url in urls.items():
             for transport in transports:
-                settings = SGLangConfig(urls=[url], tensor=size, transport=transport, sync_bucket_mb=1, timeout_seconds=120)
+                settings = SGLangConfig(
+                    urls=[url], tensor=size, transport=transport, sync_bucket_mb=1, sync_timeout_seconds=120
+                )
                 sync = _sync(policy, world, settings, checkpoint, processor, Path(folder), version)
                 if sync is not None:
                     found[size, transport] = sync

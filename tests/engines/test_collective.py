@@ -32,7 +32,7 @@ def collective(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Coll
     made: list[CollectiveTransport] = []
 
     def use(engine: ServedEngine, folder: Path) -> CollectiveTransport:
-        config = SGLangConfig(transport="collective", sync_bucket_mb=1, timeout_seconds=120)
+        config = SGLangConfig(transport="collective", sync_bucket_mb=1, sync_timeout_seconds=120)
         made.append(build_transport(config, tmp_path, str(folder), local_device()))
         monkeypatch.setattr(engine, "_transport", made[-1])
         return made[-1]

@@ -34,7 +34,8 @@ from octopus_mcore.rollout.engine import (
 )
 from octopus_mcore.rollout.process import ServerProcess
 from octopus_mcore.rollout.served import ServedEngine
-from octopus_mcore.rollout.sglang import LAUNCH, SGLangServer
+from octopus_mcore.rollout.sglang import SGLangServer
+from octopus_mcore.rollout.sglang_launch import LAUNCH
 from octopus_mcore.training.engine_seat import EngineSeat
 from tests.engines.conftest import serving
 from tests.engines.reference import random_weights, requests, stream_of

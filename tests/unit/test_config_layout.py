@@ -41,6 +41,15 @@ def test_external_servers_serve_one_replica() -> None:
     assert any("rollout.sglang.urls" in violation for violation in found(*urls, "parallel.data=2"))
 
 
+def test_ranks_wait_longer_than_a_hanging_server_needs_to_be_replaced() -> None:
+    slow = ["rollout.engine=sglang", "rollout.sglang.timeout_seconds=1200"]
+    assert found(*slow) == [], "nobody waits for the only rank"
+    assert any(
+        "runtime.timeout_minutes=30 " in violation and "30 minutes" in violation for violation in found(*slow, world_size=2)
+    )
+    assert found(*slow, "runtime.timeout_minutes=31", world_size=2) == []
+
+
 @pytest.mark.parametrize("kind", ["gspo", "gspo_token", "grpo"])
 @pytest.mark.parametrize("source", ["rollout.engine=embedded", "rollout.engine=sglang", "rollout.replay=runs/other"])
 def test_every_source_of_rollouts_has_the_log_probs_that_mismatch_weights_need(kind: str, source: str) -> None:

@@ -31,7 +31,7 @@ def build_transport(config: SGLangConfig, folder: Path, model: str, device: torc
                 "and NCCL refuses two ranks on one; use transport=ipc, or servers elsewhere (rollout.sglang.urls)"
             )
         return CollectiveTransport(
-            config.sync_bucket_mb * 2**20, device, master_address(config), seconds=config.timeout_seconds
+            config.sync_bucket_mb * 2**20, device, master_address(config), seconds=config.sync_timeout_seconds
         )
     if config.transport == "disk":
         return DiskTransport(Path(config.weights_folder or folder) / "weights", model)
