@@ -24,7 +24,11 @@ class SGLangConfig(Section):
     colocated: bool = True
     """Started servers use the trainer's devices, and both take turns: before training the servers free caches and weights,
     before generation the trainer moves gradients, optimizer and parameters to the host. Turn it off where the memory holds
-    both. Servers of `urls` are always taken to be elsewhere."""
+    both. Servers of `urls` and of `devices` are elsewhere."""
+    devices: list[str] = Field(default_factory=list)
+    """GPUs of each node for the servers that the run starts, as CUDA_VISIBLE_DEVICES names them, instead of the trainer's own.
+    The replicas of a node take `engines` × `tensor` of them each, in order. Empty: each replica's servers use the GPUs of its
+    ranks."""
     transport: Literal["ipc", "collective", "disk"] = "ipc"
     """How weights reach the servers: `ipc` through memory that trainer and servers of one machine share, `collective` through a
     process group of trainer and servers (NCCL needs servers on GPUs of their own), `disk` as safetensors files in
@@ -32,7 +36,7 @@ class SGLangConfig(Section):
     master_address: str | None = None
     """Where servers reach the trainer's rank, for transport `collective`; null takes this machine's host name, or loopback when
     all servers are on this machine."""
-    sync_bucket_mb: int = Field(default=256, ge=1)
+    sync_bucket_mb: int = Field(default=512, ge=1)
     """Size of a bucket of weights. A weight update takes at most twice that and the largest tensor on top of model and servers'
     memory; where a parameter is larger than a bucket, its size counts as the bucket's."""
     weights_folder: str | None = None
@@ -56,6 +60,11 @@ class SGLangConfig(Section):
     replica is left, the run ends."""
     allow_untested: bool = False
     """Use an SGLang of another version than the tested 0.5.23."""
+
+    @property
+    def shares_devices(self) -> bool:
+        """Whether servers use the trainer's devices and take turns with it."""
+        return self.colocated and not self.urls and not self.devices
 
 
 class RolloutConfig(Section):

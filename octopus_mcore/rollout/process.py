@@ -15,6 +15,7 @@ from octopus_mcore.rollout.engine import Phase, ServerFault
 
 _LOG_TAIL_BYTES = 3000
 _PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl  # found now: between fork and exec of a process with threads no lock may be taken
 
 
 class ServerProcess:
@@ -51,7 +52,9 @@ class ServerProcess:
 
     def tail(self) -> str:
         """The end of the server's output, and where to find all of it."""
-        text = self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        with self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            text = log.read().decode(errors="replace").strip()
         return f"the end of {self.log}:\n{text or '(nothing)'}"
 
     def wait_until(self, answers: Callable[[], bool], seconds: float) -> None:
@@ -97,7 +100,7 @@ def _own_environment() -> dict[str, str]:
 def _die_with_parent() -> None:
     """Runs in the new process: Linux kills it when the thread that started it ends, so also when its parent is killed and
     cannot clean up. Servers must be started by a thread that stays: the main one."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -66,20 +66,24 @@ class ServedEngine:
         device: torch.device,
         deterministic: bool,
         folder: Path,
+        devices: Sequence[str] = (),
     ) -> None:
         """Starts the servers, or finds those of `config.urls`, and waits until all are ready.
 
         Args:
             model: checkpoint folder of configuration, tokenizer and image processor.
             images: read during `generate`, so it may grow between calls.
-            device: the first device that the servers may use.
+            device: the trainer's, on which the weights are; started servers use devices of its kind.
             folder: where logs of servers go, and weights that travel by disk.
+            devices: names of the devices of all servers together, `config.tensor` of them for each in turn; none where devices
+                have no names.
 
         Raises:
             EngineError: a server did not come up, or is of another version or size.
         """
         self._config, self._images, self._deterministic = config, images, deterministic
         self._model, self._dtype, self._device, self._folder = model, dtype, device, folder
+        self._devices = devices
         self._hf_config = AutoConfig.from_pretrained(model)
         self._shapes = expected_tensors(self._hf_config)
         self._pictures = PictureCodec(model)
@@ -114,8 +118,10 @@ class ServedEngine:
         """A process of this run. After a restart it has another port and another log: the old ones may still be in use, and
         wanted."""
         config, port, name = self._config, free_port(), f"SGLang engine {number}"
-        first = torch.device(self._device.type, (self._device.index or 0) + number * config.tensor)
-        command, environment = launch_command(config, self._model, self._dtype, port, first, self._deterministic)
+        own = self._devices[number * config.tensor : (number + 1) * config.tensor]
+        command, environment = launch_command(
+            config, self._model, self._dtype, port, self._device.type, own, self._deterministic
+        )
         log = self._folder / (f"engine-{number}-restart-{restart}.log" if restart else f"engine-{number}.log")
         process = ServerProcess(name, command, environment, log)
         placeholder = self._hf_config.image_token_id
@@ -145,9 +151,11 @@ class ServedEngine:
         """Ends the servers that this engine started."""
         self._phase = Phase.STOPPED
         self._forget_weights()
-        with ThreadPoolExecutor() as threads:  # each takes some seconds to end in order
-            list(threads.map(SGLangServer.stop, self._servers))
-        self._transport.close()
+        try:
+            self._transport.close()  # while servers can still be told to leave a group
+        finally:
+            with ThreadPoolExecutor() as threads:  # each takes some seconds to end in order
+                list(threads.map(SGLangServer.stop, self._servers))
 
     def health(self) -> str:
         """Says "ready", "no weights", or in a sentence what is wrong."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +66,7 @@ class SGLangServer:
         """`placeholder` is the id that stands for a piece of an image; `process` the server's, where this run started it."""
         self.name = process.name if process is not None else url
         self.tensor, self.gone = config.tensor, False
+        self.identity = uuid.uuid4().hex
         self.released: set[MemoryKind] = set()
         self._config, self._placeholder, self._deterministic = config, placeholder, deterministic
         self._url, self._process = url.rstrip("/"), process
@@ -114,11 +116,6 @@ class SGLangServer:
     def ended(self, seconds: float = 0.0) -> str | None:
         """How the server's process ended, if it does within `seconds`; None while it runs or is not this run's."""
         return self._process.ended(seconds) if self._process is not None else None
-
-    @property
-    def identity(self) -> str:
-        """Another one after this run restarted the server; a restart of an external server does not show."""
-        return self._url if self._process is None else f"{self._url} process {self._process.pid}"
 
     def call(self, phase: Phase, method: str, path: str, *, seconds: float | None = None, **body: Any) -> dict[str, Any]:
         """One request that must succeed: HTTP status 200 and, where the answer holds a success flag, a true one. `seconds` is

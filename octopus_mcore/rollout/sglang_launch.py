@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from octopus_mcore.config.rollout import SGLangConfig
 
@@ -21,12 +19,10 @@ class LaunchSettings:
     environment: Mapping[str, str]
     colocated: tuple[str, ...] = ()
     """Arguments that let a server give its memory back; without them it says that it did and keeps it."""
-    first_device: str | None = None
-    """Argument that says which device is the server's first one; None where devices have no numbers."""
 
 
 LAUNCH: Mapping[str, LaunchSettings] = {
-    "cuda": LaunchSettings(arguments=(), environment={}, colocated=("--enable-memory-saver",), first_device="--base-gpu-id"),
+    "cuda": LaunchSettings(arguments=(), environment={}, colocated=("--enable-memory-saver",)),
     "cpu": LaunchSettings(
         arguments=(
             *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
@@ -46,20 +42,20 @@ LAUNCH: Mapping[str, LaunchSettings] = {
 
 
 def launch_command(
-    config: SGLangConfig, model: str, dtype: str, port: int, device: torch.device, deterministic: bool
+    config: SGLangConfig, model: str, dtype: str, port: int, kind: str, devices: Sequence[str], deterministic: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of one server, whose first device is `device`. Its weights are random at start: they come by the
-    weight stream, always."""
-    settings = LAUNCH[device.type]
+    """Command and environment of one server on devices of this kind, by name those in `devices`, or what it finds where there
+    are none. Its weights are random at start: they come by the weight stream, always."""
+    settings = LAUNCH[kind]
     command = [config.python, "-m", "sglang.launch_server", "--model-path", model, "--dtype", dtype]
     command += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(config.tensor), "--load-format", "dummy"]
     command += ["--grammar-backend", "none", "--skip-server-warmup", "--log-level", "warning", *settings.arguments]
-    command += [settings.first_device, str(device.index or 0)] if settings.first_device else []
     command += ["--max-total-tokens", str(config.max_total_tokens)] if config.max_total_tokens else []
     command += ["--enable-deterministic-inference"] if deterministic else []
-    command += settings.colocated if config.colocated else ()
+    command += settings.colocated if config.shares_devices else ()
     # SGLang binds CPU ranks to cores only when told how, and refuses several ranks otherwise; it reads this on CPUs alone.
     binding = "|".join(str(rank) for rank in range(config.tensor))
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": binding} if config.tensor > 1 else {}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
     return [*command, *config.arguments], environment | dict(settings.environment)

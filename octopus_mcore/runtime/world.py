@@ -92,6 +92,12 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_name(device: torch.device) -> str | None:
+    """A name of the device that another process understands in CUDA_VISIBLE_DEVICES, whatever this one sees; None for the
+    CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
+
+
 @contextmanager
 def join_world(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[World]:
     """Joins the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), builds Megatron's groups, yields

@@ -25,10 +25,10 @@ def build_transport(config: SGLangConfig, folder: Path, model: str, device: torc
         ValueError: servers on the trainer's own GPUs, which NCCL does not take into one group.
     """
     if config.transport == "collective":
-        if device.type == "cuda" and config.colocated and not config.urls:
+        if device.type == "cuda" and not (config.urls or config.devices):
             raise ValueError(
-                "rollout.sglang.transport=collective with rollout.sglang.colocated=true: servers are on the trainer's GPUs, "
-                "and NCCL refuses two ranks on one; use transport=ipc, or servers elsewhere (rollout.sglang.urls)"
+                "rollout.sglang.transport=collective: servers are on the trainer's GPUs, and NCCL refuses two ranks on one; "
+                "use transport=ipc, or servers elsewhere (rollout.sglang.urls or rollout.sglang.devices)"
             )
         return CollectiveTransport(
             config.sync_bucket_mb * 2**20, device, master_address(config), seconds=config.sync_timeout_seconds

@@ -42,6 +42,7 @@ class CollectiveTransport:
             for item in items:
                 if not bucket.fits(item.tensor):
                     self._deliver(bucket, servers, None)
+                    del bucket  # so that nothing but this transport holds the buffer
                     bucket = self._empty(max(self._bucket_bytes, item.tensor.nbytes))
                 bucket.add(item)
             self._deliver(bucket, servers, version)
@@ -53,6 +54,7 @@ class CollectiveTransport:
 
     def _empty(self, size: int) -> Bucket:
         if self._buffer.numel() < size:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # its memory goes before the larger one's is taken
             self._buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
         return Bucket(self._buffer, alignment=1)
 
