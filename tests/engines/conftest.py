@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.data.processor import Processor
+from octopus_mcore.rollout.engine import GenerationRequest
 from octopus_mcore.rollout.served import ServedEngine
 from octopus_mcore.runtime.world import local_device
-from tests.engines.reference import checkpoint, random_weights, stream_of
+from tests.engines.faults import give
+from tests.engines.reference import checkpoint, random_weights, requests, stream_of
 from tests.engines.wire import Wire, tapped
+
+LONG = 150
+"""New tokens of a response that takes seconds. Not more: other batches round otherwise, and of some 10⁶ draws one differs."""
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +122,35 @@ def processor(shared_engine: ServedEngine, tied: Path, monkeypatch: pytest.Monke
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     """What lies between engines and servers."""
     return tapped(monkeypatch)
+
+
+@pytest.fixture
+def asked(pair_processor: Processor) -> list[GenerationRequest]:
+    """Short requests and long ones, alternating; every one has its own seed."""
+    return [
+        replace(request, sampling=replace(request.sampling, max_new_tokens=4 if number % 2 else LONG), seed=number)
+        for number, request in enumerate(requests(pair_processor, samples=4))
+    ]
+
+
+@pytest.fixture
+def few(asked: list[GenerationRequest]) -> list[GenerationRequest]:
+    """Short requests only."""
+    return [replace(request, sampling=replace(request.sampling, max_new_tokens=6)) for request in asked[:8]]
+
+
+@pytest.fixture
+def outside(pair: ServedEngine, pair_processor: Processor, tied: Path, tmp_path: Path) -> Iterator[Callable[..., ServedEngine]]:
+    """Makes an engine that was only told the URLs of the two servers; it has weights of seed 1, version 1."""
+    with ExitStack() as stack:
+
+        def make(**options: object) -> ServedEngine:
+            urls = [server._url for server in pair._servers]
+            options = {"urls": urls, "sync_bucket_mb": 1} | options
+            engine = stack.enter_context(serving("", tied, tmp_path, deterministic=True, **options))
+            engine._images = pair_processor.images
+            give(engine, tied, 1)
+            return engine
+
+        yield make
+    pair._forget_weights()  # other engines have been at its servers

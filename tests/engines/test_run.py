@@ -58,3 +58,12 @@ def test_a_run_on_two_tensor_parallel_ranks_whose_leader_is_in_a_group_with_the_
     directory = trained(tmp_path, engine_python, steps, "parallel.tensor=2", "rollout.sglang.transport=collective")
     check_steps(directory, "stage1", 2)
     check_steps(directory, "stage2", 1)
+
+
+def test_two_replicas_with_a_server_each_are_taken_up_where_they_stopped(engine_python: str, tmp_path: Path):
+    steps = {"base": 2, "cold_start": 2, "stage1": 1, "stage2": 1}
+    directory = trained(tmp_path, engine_python, steps, "parallel.data=2")
+    trained(tmp_path, engine_python, steps | {"stage2": 2}, "parallel.data=2")
+    check_steps(directory, "stage1", 1)
+    check_steps(directory, "stage2", 2)
+    assert (directory.engines / "replica-1" / "engine-0.log").is_file()
