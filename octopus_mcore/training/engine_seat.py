@@ -88,8 +88,7 @@ class EngineSeat:
         with asyncio.Runner() as runner:
             job = None
             if self.engine is not None:
-                told = partial(self._tell, name)
-                job = _Job(self.engine, work, self._check, told)
+                job = _Job(self.engine, work, self._check, partial(self._tell, name))
             while any(self._world.all_gather(job is not None and runner.run(job.goes_on()))):
                 self._on_activity(f"{name}: an engine is lost, weights are sent again")
                 self.sync()
@@ -156,7 +155,7 @@ class _Job(Attendant):
         check: Callable[[Sequence[Generation]], None],
         tell: Callable[[int, int], None],
     ) -> None:
-        self._engine, self._work, self._check, self.finished = engine, work, check, tell
+        self._engine, self._work, self._check, self._tell = engine, work, check, tell
         self._task: asyncio.Task[T] | None = None
         self._lost, self._resumed = asyncio.Event(), asyncio.Event()
 
@@ -172,6 +171,10 @@ class _Job(Attendant):
         if self._task.done():
             self._task.result()
         return not self._task.done()
+
+    def finished(self, done: int, total: int) -> None:
+        """`done` of `total` requests have their answers."""
+        self._tell(done, total)
 
     def result(self) -> T:
         """What `work` returned."""
