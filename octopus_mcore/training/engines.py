@@ -77,6 +77,8 @@ def build_seat(
         policy.residence.offload(*Part)  # servers that start measure the memory that they find
         world.barrier()
     engine = None
+    if config.rollout.engine == "sglang":
+        progress.note(f"waiting for SGLang servers; what they say stands below {folder}")
     if world.is_replica_leader:
         place = folder / f"replica-{world.data_rank}"
         devices = server_devices(config.rollout.sglang, members, members[world.rank])

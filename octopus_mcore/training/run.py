@@ -54,6 +54,7 @@ def train_rank(config: Config) -> None:
         session.export(EXPORT_FOLDER)
         if session.world.is_main:
             _summarise(session)
+        session.progress.activity("end")
 
 
 def _create_model(config: Config, world: World) -> None:

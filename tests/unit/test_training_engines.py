@@ -37,7 +37,7 @@ def seat_of(folder: Path, phases: dict, evaluation: dict):
     world = SimpleNamespace(
         is_replica_leader=True, device=torch.device("cpu"), rank=0, data_rank=0, all_gather=lambda value: [value]
     )
-    progress = SimpleNamespace(activity=lambda text: None)
+    progress = SimpleNamespace(activity=lambda text: None, note=lambda text: None)
     with ExitStack() as stack:
         return build_seat(config, policy, world, {}, folder / "engines", progress, stack)
 
