@@ -107,8 +107,9 @@ def test_a_server_that_hangs_is_named_and_may_come_back(
         impatient(hanging, transport)
         hanging.setattr(server, "load_broadcast", stopped)
         hanging.setattr(server, "leave_group", left)
-        # It wakes up with an idle connection that is too old by its clock, and may close it before it reads on.
-        with pytest.raises(ServerFault, match="the broadcast of a bucket: no answer|broke the connection") as caught:
+        # It wakes up when the group is left, and may say at once that its peer is gone; or nothing in time; or, since its idle
+        # connections are too old by its clock, close the one it was asked on.
+        with pytest.raises(ServerFault, match="the broadcast of a bucket: |broke the connection") as caught:
             transport.send(items(untied, 2), [server], version=2)
     assert caught.value.party == server.name
     split_engine.update_weights(stream_of(random_weights(untied, 3)), version=3)
