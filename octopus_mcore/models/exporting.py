@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from octopus_mcore.models.loading import global_parameters
-from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
+from octopus_mcore.models.model import PolicyModel
 from octopus_mcore.models.weight_map import WeightEntry
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream, WeightStreamTarget
 
@@ -30,7 +30,7 @@ class WeightExporter:
     Construction and iteration are collective over the data-parallel replica.
     """
 
-    def __init__(self, model: Qwen3VLModel, entries: Sequence[WeightEntry], bucket_bytes: int) -> None:
+    def __init__(self, model: PolicyModel, entries: Sequence[WeightEntry], bucket_bytes: int) -> None:
         """Agrees on the schedule with the replica's other ranks, before any tensor travels.
 
         Raises:

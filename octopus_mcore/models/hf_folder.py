@@ -18,28 +18,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from octopus_mcore.models.families import TIED_HEAD, expected_tensors
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MANIFEST_FILE = "checksums.json"
 """Size and SHA-256 of each weight file: `{"files": {name: {"bytes": …, "sha256": …}}}`."""
-TIED_HEAD = "lm_head.weight"
 _COMPANIONS = (".json", ".jinja", ".txt", ".model")
 """Endings of the files beside the weights that a checkpoint needs: configuration, tokenizer, processors, chat template."""
 _GIB = 2**30
-
-
-def expected_tensors(config: PretrainedConfig) -> dict[str, torch.Size]:
-    """Name and shape of every tensor that a checkpoint of this configuration holds; a tied output matrix is not among them."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        shapes.pop(TIED_HEAD, None)
-    return shapes
 
 
 def checked_items(stream: WeightStream, shapes: Mapping[str, torch.Size], tied: bool, where: str) -> Iterator[WeightItem]:

@@ -8,6 +8,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -38,13 +39,14 @@ class DeepstackLayer(TransformerLayer):
 
 
 def decoder_spec(config: TransformerConfig, layers: int, implementation: str) -> TransformerBlockSubmodules:
-    """Submodules of a decoder block of `layers` layers with RMSNorm, QK-norm and a gated MLP.
+    """Submodules of a decoder block of `layers` layers with RMSNorm, QK-norm where the family has it, and a gated MLP.
 
     Raises:
         ValueError: unknown implementation.
     """
     if implementation != "local":
         raise ValueError(f"model.layer_spec: expected 'local', found {implementation!r}")
+    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     layer = ModuleSpec(
         module=DeepstackLayer,
         submodules=TransformerLayerSubmodules(
@@ -56,8 +58,8 @@ def decoder_spec(config: TransformerConfig, layers: int, implementation: str) ->
                     linear_qkv=ColumnParallelLinear,
                     core_attention=NodeCoreAttention,
                     linear_proj=RowParallelLinear,
-                    q_layernorm=RMSNorm,
-                    k_layernorm=RMSNorm,
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,

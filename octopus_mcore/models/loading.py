@@ -9,11 +9,11 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
 from octopus_mcore.models.hf_folder import HFFolder
-from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
+from octopus_mcore.models.model import PolicyModel
 from octopus_mcore.models.weight_map import WeightEntry
 
 
-def global_parameters(model: Qwen3VLModel) -> dict[str, torch.nn.Parameter]:
+def global_parameters(model: PolicyModel) -> dict[str, torch.nn.Parameter]:
     """This rank's parameters under layout-independent names (`decoder.layers.<index in the whole model>`)."""
     offset = model.decoder.layers[0].layer_number - 1
     named = {}
@@ -25,7 +25,7 @@ def global_parameters(model: Qwen3VLModel) -> dict[str, torch.nn.Parameter]:
     return named
 
 
-def mark_split_parameters(model: Qwen3VLModel, entries: Sequence[WeightEntry]) -> None:
+def mark_split_parameters(model: PolicyModel, entries: Sequence[WeightEntry]) -> None:
     """Tells Megatron which parameters are shards, so that clipping counts every shard and every replica once.
 
     Megatron's layers do so while they draw initial weights, which we skip: weights always come from a checkpoint.
@@ -38,7 +38,7 @@ def mark_split_parameters(model: Qwen3VLModel, entries: Sequence[WeightEntry]) -
 
 
 @torch.no_grad()
-def load_weights(model: Qwen3VLModel, entries: Sequence[WeightEntry], folder: HFFolder) -> None:
+def load_weights(model: PolicyModel, entries: Sequence[WeightEntry], folder: HFFolder) -> None:
     """Fills this rank's parameters from the folder; reads only the tensors that this rank needs.
 
     Raises:

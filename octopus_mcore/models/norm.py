@@ -7,7 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class RMSNorm(torch.nn.Module):
-    """y = weight · x / √(mean(x²) + eps), normalised in float32 and cast back before the weight, as `Qwen3VLTextRMSNorm` does.
+    """y = weight · x / √(mean(x²) + eps), normalised in float32 and cast back before the weight, as Qwen's norms do.
 
     Under sequence parallelism each rank sees a slice of the tokens, so the weight's gradient is a partial sum; the attribute
     `sequence_parallel` tells Megatron's `finalize_model_grads` to add it up.

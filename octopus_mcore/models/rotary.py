@@ -1,4 +1,5 @@
-"""Interleaved M-RoPE angles (Qwen3-VL). Core's own M-RoPE is sectioned, so the angles are ours; Core only applies them."""
+"""Rotary angles of text and M-RoPE models. Core's own M-RoPE is sectioned, Qwen3-VL's is interleaved, so the angles are ours;
+Core only applies them."""
 
 from __future__ import annotations
 
@@ -7,24 +8,34 @@ from collections.abc import Sequence
 import torch
 
 
-def interleaved_mrope_angles(
-    position_ids: torch.Tensor, head_dim: int, theta: float, mrope_section: Sequence[int]
-) -> torch.Tensor:
-    """Rotary angles of each token, float32 [S, 1, 1, head_dim], in the layout Megatron's unpacked rotary application reads.
+def text_channels(head_dim: int) -> tuple[int, ...]:
+    """Every frequency turns by the one position that text has."""
+    return (0,) * (head_dim // 2)
 
-    Frequency i of the first half takes the height channel where i ≡ 1 (mod 3) and i < 3·section[1], the width channel where
-    i ≡ 2 (mod 3) and i < 3·section[2], else the temporal one (`Qwen3VLTextRotaryEmbedding.recomposition_frequencies`).
+
+def sectioned_channels(section: Sequence[int]) -> tuple[int, ...]:
+    """Time, height and width one behind the other, so many frequencies each (Qwen2-VL, Qwen2.5-VL;
+    `apply_multimodal_rotary_pos_emb`)."""
+    return tuple(channel for channel, count in enumerate(section) for _ in range(count))
+
+
+def interleaved_channels(head_dim: int, section: Sequence[int]) -> tuple[int, ...]:
+    """Frequency i takes the height channel where i ≡ 1 (mod 3) and i < 3·section[1], the width channel where i ≡ 2 (mod 3) and
+    i < 3·section[2], else the temporal one (`Qwen3VLTextRotaryEmbedding.recomposition_frequencies`)."""
+    return tuple(index % 3 if index < 3 * section[index % 3] else 0 for index in range(head_dim // 2))
+
+
+def rotary_angles(position_ids: torch.Tensor, theta: float, channels: Sequence[int]) -> torch.Tensor:
+    """Rotary angles of each token, float32 [S, 1, 1, 2·frequencies], in the layout that Megatron reads for unpacked rows.
 
     Args:
-        position_ids: int64 [3, S].
-        head_dim: size of one attention head.
+        position_ids: int64 [3, S] (temporal, height, width).
         theta: rotary base.
-        mrope_section: frequencies per channel (temporal, height, width).
+        channels: for each frequency, the position channel that it turns by.
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
+    size = 2 * len(channels)
+    exponent = torch.arange(0, size, 2, dtype=torch.float32, device=position_ids.device) / size
     frequencies = 1.0 / (theta**exponent)
-    channel = torch.zeros(head_dim // 2, dtype=torch.int64, device=position_ids.device)
-    for axis in (1, 2):
-        channel[axis : 3 * mrope_section[axis] : 3] = axis
-    angles = position_ids.float()[channel].T * frequencies
+    chosen = position_ids.float()[torch.tensor(channels, device=position_ids.device)].T
+    angles = chosen * frequencies
     return torch.cat((angles, angles), dim=-1)[:, None, None, :]

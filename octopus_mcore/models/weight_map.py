@@ -59,24 +59,29 @@ class VocabularyEntry(WeightEntry):
 
 @dataclass(frozen=True)
 class QKVEntry(WeightEntry):
-    """Query, key and value matrices ↔ Megatron's fused matrix, whose rows go group by group:
+    """Query, key and value matrices or biases ↔ Megatron's fused one, whose rows go group by group:
     the group's queries, its key, its value."""
 
     groups: int = 0
     head_dim: int = 0
 
     def to_megatron(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """[heads·d, h], [groups·d, h], [groups·d, h] → [(heads + 2·groups)·d, h]."""
-        query, key, value = (tensor.reshape(self.groups, -1, self.head_dim, tensor.shape[-1]) for tensor in tensors)
-        return torch.cat((query, key, value), dim=1).reshape(-1, tensors[0].shape[-1])
+        """[heads·d, h], [groups·d, h], [groups·d, h] → [(heads + 2·groups)·d, h]; biases the same without h."""
+        rest = tensors[0].shape[1:]
+        query, key, value = (tensor.reshape(self.groups, -1, self.head_dim, *rest) for tensor in tensors)
+        return torch.cat((query, key, value), dim=1).reshape(-1, *rest)
 
     def to_hf(self, shards: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The queries, keys and values of all groups; each rank has whole groups."""
-        hidden = shards[0].shape[-1]
-        grouped = [shard.reshape(self.groups // len(shards), -1, self.head_dim, hidden) for shard in shards]
+        """The queries, keys and values of all groups. Each rank has whole groups, or an equal part of one where there are more
+        ranks than groups (`SelfAttention` gathers the projection's output then); parts are joined first, which takes the
+        memory of the fused tensor."""
+        if len(shards) > self.groups:
+            shards = [self._joined(shards)]
+        rest = shards[0].shape[1:]
+        grouped = [shard.reshape(self.groups // len(shards), -1, self.head_dim, *rest) for shard in shards]
         sizes = [grouped[0].shape[1] - 2, 1, 1]
         for parts in zip(*(group.split(sizes, dim=1) for group in grouped), strict=True):
-            yield self._joined(parts).reshape(-1, hidden)
+            yield self._joined(parts).reshape(-1, *rest)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
+from octopus_mcore.models.decoder_config import check_layout, padded_vocab_size, transformer_config
+from octopus_mcore.models.families import family_of, load_shape
+from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.loading import load_weights, mark_split_parameters
-from octopus_mcore.models.qwen3_vl.config import ModelShape, load_hf_config, model_shape, transformer_config
-from octopus_mcore.models.qwen3_vl.model import Qwen3VLModel
-from octopus_mcore.models.qwen3_vl.weights import weight_map
+from octopus_mcore.models.model import PolicyModel
 from octopus_mcore.models.weight_map import WeightEntry
 from octopus_mcore.policy.optimizer_state import keep_padding
 from octopus_mcore.runtime.world import World
@@ -34,7 +35,7 @@ class Role:
     name: str
     shape: ModelShape
     entries: tuple[WeightEntry, ...]
-    model: Qwen3VLModel
+    model: PolicyModel
     trained: DistributedDataParallel | None = None
 
     @property
@@ -49,10 +50,12 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     Raises:
         FileNotFoundError, ValueError: the folder is incomplete, of another family, or the layout does not divide the model.
     """
-    shape = model_shape(load_hf_config(config.model.path), config.parallel)
-    megatron = transformer_config(shape, config.model, config.parallel)
-    model = Qwen3VLModel(shape, megatron, config.model.layer_spec, config.model.freeze_vision).to(world.device)
-    entries = tuple(weight_map(shape))
+    shape = load_shape(config.model.path)
+    check_layout(shape, config.parallel)
+    megatron = transformer_config(shape.decoder, config.model, config.parallel)
+    vocab_rows = padded_vocab_size(shape.decoder, config.parallel)
+    model = PolicyModel(shape, vocab_rows, megatron, config.model.layer_spec, config.model.freeze_vision).to(world.device)
+    entries = tuple(family_of(shape.hf).weight_map(shape, vocab_rows))
     mark_split_parameters(model, entries)
     load_weights(model, entries, HFFolder(config.model.path))
     if not trained:

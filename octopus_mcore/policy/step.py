@@ -110,7 +110,7 @@ def _finish(
         role.model.head_weight(),
         batch.targets,
         temperature=head.temperature,
-        vocab_size=role.shape.vocab_size,
+        vocab_size=role.shape.decoder.vocab_size,
         banned=torch.tensor(head.banned_token_ids, dtype=torch.int64, device=flat.device),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         chunk_size=head.chunk_tokens,

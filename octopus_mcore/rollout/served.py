@@ -24,7 +24,8 @@ import torch
 from transformers import AutoConfig
 
 from octopus_mcore.config.rollout import SGLangConfig
-from octopus_mcore.models.hf_folder import checked_items, expected_tensors
+from octopus_mcore.models.families import expected_tensors
+from octopus_mcore.models.hf_folder import checked_items
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 from octopus_mcore.rollout.dispatch import Dispatch, calls_of
 from octopus_mcore.rollout.engine import (

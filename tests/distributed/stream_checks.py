@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.config.schema import Config, ParallelConfig, RuntimeConfig
 from octopus_mcore.models.exporting import WeightExporter
-from octopus_mcore.models.hf_folder import checked_items, expected_tensors
-from octopus_mcore.models.qwen3_vl.config import load_hf_config
+from octopus_mcore.models.families import expected_tensors, load_shape
+from octopus_mcore.models.hf_folder import checked_items
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.policy.role import build_role
 from octopus_mcore.rollout.sync import build_transport
@@ -111,7 +111,8 @@ def sync_through_ipc(checkpoint: str, layout: Layout, bucket_mb: int) -> StreamR
     config = with_sglang(config_for(checkpoint, layout), sglang)
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, {}, ())
-        shapes, tied = expected_tensors(load_hf_config(checkpoint)), load_hf_config(checkpoint).tie_word_embeddings
+        shape = load_shape(checkpoint)
+        shapes, tied = expected_tensors(shape.hf), shape.decoder.tied
         server = CopyingReceiver()
         largest = max(
             parameter.nbytes * (layout.tensor if getattr(parameter, "tensor_model_parallel", False) else 1)

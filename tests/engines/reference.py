@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.models.hf_folder import HFFolder, expected_tensors, save_hf_folder
+from octopus_mcore.models.families import expected_tensors
+from octopus_mcore.models.hf_folder import HFFolder, save_hf_folder
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, ImageLookup, SamplingParams
 from octopus_mcore.runtime.seeds import numpy_generator, torch_generator

@@ -125,7 +125,7 @@ def test_all_violations_come_at_once() -> None:
         "phases.stage2.rollout.top_p=0.9",
         "eval.temperatures=[]",
     )
-    assert len(found(*overrides, world_size=6, hf=HF)) == 7
+    assert len(found(*overrides, world_size=6, hf=HF)) == 6
 
 
 def test_a_run_needs_phases_and_a_group_needs_company() -> None:
@@ -176,7 +176,8 @@ def test_the_longest_row_counts_recombined_responses() -> None:
     ("override", "message"),
     [
         ("parallel.pipeline=3", "num_hidden_layers=4"),
-        ("parallel.tensor=4", "num_key_value_heads=2"),
+        ("parallel.tensor=4", "num_attention_heads=2"),
+        ("parallel.tensor=3", "num_key_value_heads=2 nor is a multiple"),
         ("parallel.pipeline=4", "leaves 1 layers on the first stage"),
     ],
 )

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from octopus_mcore.models.families import expected_tensors
 from octopus_mcore.models.hf_folder import (
     INDEX_FILE,
     MANIFEST_FILE,
     HFFolder,
-    expected_tensors,
     save_hf_folder,
     verify_hf_folder,
 )

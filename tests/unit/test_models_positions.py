@@ -16,7 +16,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel, Qwen3VL
 
 from octopus_mcore.experience.types import ImageRef
 from octopus_mcore.models.positions import mrope_positions
-from octopus_mcore.models.rotary import interleaved_mrope_angles
+from octopus_mcore.models.rotary import interleaved_channels, rotary_angles
 from octopus_mcore.runtime.seeds import torch_generator
 from tests.tiny import IMAGE_PAD, tiny_config
 
@@ -103,7 +103,7 @@ def text_config(head_dim: int, theta: float, section: list[int]) -> Qwen3VLTextC
 def test_angles_are_those_of_transformers(head_dim, theta, section):
     generator = torch_generator(head_dim, *section)
     positions = torch.randint(0, 30_000, (3, 50), generator=generator)
-    angles = interleaved_mrope_angles(positions, head_dim, theta, section)
+    angles = rotary_angles(positions, theta, interleaved_channels(head_dim, section))
     assert angles.shape == (50, 1, 1, head_dim) and angles.dtype == torch.float32
     hf = Qwen3VLTextRotaryEmbedding(text_config(head_dim, theta, section))
     cos, sin = hf(torch.zeros(1), positions[:, None])
@@ -116,7 +116,7 @@ def test_megatron_turns_queries_by_them_as_transformers_does():
     positions = torch.randint(0, 100, (3, 7), generator=generator)
     query = torch.randn(7, 1, 2, 16, generator=generator)
     config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=2, apply_rope_fusion=False)
-    angles = interleaved_mrope_angles(positions, 16, 10_000.0, [4, 2, 2])
+    angles = rotary_angles(positions, 10_000.0, interleaved_channels(16, [4, 2, 2]))
     turned = megatron_rotary(query, angles, config, cp_group=object())  # unpacked application never asks the group
     cos, sin = Qwen3VLTextRotaryEmbedding(text_config(16, 10_000.0, [4, 2, 2]))(query, positions[:, None])
     expected, _ = apply_rotary_pos_emb(query.permute(1, 2, 0, 3), query.permute(1, 2, 0, 3), cos, sin)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.models.qwen3_vl.vision import image_shares
+from octopus_mcore.models.vision import image_shares
 
 PATCHES = st.lists(st.integers(4, 4000), max_size=20)
 RANKS = st.integers(1, 8)

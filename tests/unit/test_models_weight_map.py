@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from transformers import Qwen3VLConfig
 
 from octopus_mcore.config.schema import ParallelConfig
-from octopus_mcore.models.hf_folder import expected_tensors
-from octopus_mcore.models.qwen3_vl.config import model_shape
-from octopus_mcore.models.qwen3_vl.weights import weight_map
+from octopus_mcore.models.decoder_config import padded_vocab_size
+from octopus_mcore.models.families import expected_tensors, family_of
 from octopus_mcore.models.weight_map import GatedEntry, QKVEntry, VocabularyEntry, WeightEntry
 from octopus_mcore.runtime.seeds import torch_generator
 from tests.tiny import tiny_config
@@ -118,6 +117,12 @@ def test_a_ranks_gate_stands_above_the_up_rows_of_the_same_columns(ranks, column
 # -- the map of Qwen3-VL ----------------------------------------
 
 
+def entries_of(config: Qwen3VLConfig, tensor: int) -> list[WeightEntry]:
+    family = family_of(config)
+    shape = family.shape(config)
+    return family.weight_map(shape, padded_vocab_size(shape.decoder, ParallelConfig(tensor=tensor)))
+
+
 @st.composite
 def layouts(draw) -> tuple[Qwen3VLConfig, int]:
     """A tiny configuration and a tensor-parallel size that divides it."""
@@ -126,7 +131,9 @@ def layouts(draw) -> tuple[Qwen3VLConfig, int]:
     text = config.text_config
     text.num_key_value_heads = ranks * draw(st.integers(1, 2))
     text.num_attention_heads = text.num_key_value_heads * draw(st.integers(1, 3))
-    text.head_dim = 8 * draw(st.integers(1, 2))
+    quarter = 2 * draw(st.integers(1, 2))
+    text.head_dim = 4 * quarter
+    text.rope_parameters["mrope_section"] = [2 * quarter - 2 * (quarter // 2), quarter // 2, quarter // 2]
     text.intermediate_size = ranks * draw(st.integers(1, 9))
     text.vocab_size = draw(st.integers(8, 40))
     text.num_hidden_layers = draw(st.integers(2, 3))
@@ -139,7 +146,7 @@ def test_every_tensor_of_a_checkpoint_returns_byte_for_byte(layout):
     config, ranks = layout
     checkpoint = {name: random_bits(*shape, key=name) for name, shape in expected_tensors(config).items()}
     exported: dict[str, torch.Tensor] = {}
-    for entry in weight_map(model_shape(config, ParallelConfig(tensor=ranks))):
+    for entry in entries_of(config, ranks):
         tensors = [checkpoint[name] for name in entry.hf]
         assert_round_trip(entry, tensors, ranks)
         exported |= zip(entry.hf, entry.to_hf(entry.split(entry.to_megatron(tensors), ranks)), strict=True)
@@ -151,7 +158,7 @@ def test_every_tensor_of_a_checkpoint_returns_byte_for_byte(layout):
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_the_map_names_every_tensor_of_the_checkpoint_once(tied, tensor):
     config = tiny_config(tied)
-    entries = weight_map(model_shape(config, ParallelConfig(tensor=tensor)))
+    entries = entries_of(config, tensor)
     hf, megatron = Counter(name for entry in entries for name in entry.hf), Counter(entry.megatron for entry in entries)
     assert hf == Counter(expected_tensors(config).keys())
     assert set(megatron.values()) == {1}
@@ -159,6 +166,6 @@ def test_the_map_names_every_tensor_of_the_checkpoint_once(tied, tensor):
 
 
 def test_the_vision_tower_and_norms_are_replicated_and_all_else_is_split():
-    entries = weight_map(model_shape(tiny_config(False), ParallelConfig(tensor=2)))
+    entries = entries_of(tiny_config(False), 2)
     replicated = {entry.megatron for entry in entries if entry.split_dim is None}
     assert replicated == {e.megatron for e in entries if e.megatron.startswith("vision.") or "norm" in e.megatron}

@@ -13,7 +13,8 @@ from transformers import AutoConfig, Qwen3VLForConditionalGeneration
 from octopus_mcore.data.digits.checkpoint import create_checkpoint
 from octopus_mcore.data.images import UnknownImage
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.models.hf_folder import HFFolder, expected_tensors
+from octopus_mcore.models.families import expected_tensors
+from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import Attendant, GenerationRequest, SamplingParams

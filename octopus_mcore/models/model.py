@@ -1,5 +1,5 @@
-"""Qwen3-VL as a Megatron-Core model: `GPTModel` with interleaved M-RoPE, visual tokens and deepstack;
-it returns hidden states."""
+"""Every family as one Megatron-Core model: `GPTModel` with our rotary angles, visual tokens and deepstack; it returns hidden
+states."""
 
 from __future__ import annotations
 
@@ -9,35 +9,46 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from octopus_mcore.models.families import family_of
+from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.layer_spec import decoder_spec
 from octopus_mcore.models.micro_batch import MicroBatch
-from octopus_mcore.models.qwen3_vl.config import ModelShape
-from octopus_mcore.models.qwen3_vl.vision import VisionTower
-from octopus_mcore.models.rotary import interleaved_mrope_angles
+from octopus_mcore.models.rotary import rotary_angles
+from octopus_mcore.models.vision import VisionTower
 
 
-class Qwen3VLModel(GPTModel):
+class PolicyModel(GPTModel):
     """This rank's part of the model (its pipeline stage, its tensor-parallel share).
 
     The last stage returns hidden states behind the final norm, [S / tensor size, 1, hidden]; log-probs of selected tokens are
     the token head's business, so no logits of a whole sequence ever exist.
     """
 
-    def __init__(self, shape: ModelShape, config: TransformerConfig, layer_spec: str, freeze_vision: bool) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        vocab_rows: int,
+        config: TransformerConfig,
+        layer_spec: str,
+        freeze_vision: bool,
+    ) -> None:
+        """`vocab_rows` is the vocabulary's size with padding, over all tensor-parallel ranks."""
         first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
         super().__init__(
             config=config,
             transformer_layer_spec=decoder_spec(config, get_num_layers_to_build(config), layer_spec),
-            vocab_size=shape.padded_vocab_size,
-            max_sequence_length=shape.hf.text_config.max_position_embeddings,
+            vocab_size=vocab_rows,
+            max_sequence_length=shape.decoder.max_positions,
             pre_process=first,
             post_process=last,
             position_embedding_type="none",
-            share_embeddings_and_output_weights=shape.tied,
+            share_embeddings_and_output_weights=shape.decoder.tied,
         )
         self.shape = shape
-        if first:
-            self.vision = VisionTower(shape, config.params_dtype, freeze_vision, config.sequence_parallel)
+        if first and shape.vision is not None:
+            shape.hf.vision_config._attn_implementation = "sdpa"
+            tower = family_of(shape.hf).vision_tower(shape.hf)
+            self.vision = VisionTower(tower, shape, config.params_dtype, freeze_vision, config.sequence_parallel)
 
     def forward(self, batch: MicroBatch, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of the micro-batch on this rank.
@@ -51,10 +62,8 @@ class Qwen3VLModel(GPTModel):
             hidden = self.embedding(input_ids=batch.token_ids[None], position_ids=None)
             if batch.images is not None:
                 hidden, context, positions = self._place_images(hidden, batch, pixel_values)
-        text = self.shape.hf.text_config
-        angles = interleaved_mrope_angles(
-            batch.position_ids, text.head_dim, text.rope_parameters["rope_theta"], text.rope_parameters["mrope_section"]
-        )
+        decoder = self.shape.decoder
+        angles = rotary_angles(batch.position_ids, decoder.rope_theta, decoder.rope_channels)
         return self.decoder(
             hidden_states=hidden,
             attention_mask=batch.subtree_end,

@@ -1,4 +1,4 @@
-"""The Hugging Face vision tower inside the first pipeline stage:
+"""A Hugging Face vision tower inside the first pipeline stage:
 replicated weights, images shared out over tensor-parallel ranks."""
 
 from __future__ import annotations
@@ -6,9 +6,8 @@ from __future__ import annotations
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from octopus_mcore.models.qwen3_vl.config import ModelShape
+from octopus_mcore.models.family import ModelShape
 
 
 class VisionTower(torch.nn.Module):
@@ -21,14 +20,14 @@ class VisionTower(torch.nn.Module):
     themselves.
     """
 
-    def __init__(self, shape: ModelShape, dtype: torch.dtype, frozen: bool, sequence_parallel: bool) -> None:
+    def __init__(
+        self, tower: torch.nn.Module, shape: ModelShape, dtype: torch.dtype, frozen: bool, sequence_parallel: bool
+    ) -> None:
         super().__init__()
-        config = shape.hf.vision_config
-        config._attn_implementation = "sdpa"
-        self.tower = Qwen3VLVisionModel(config)
-        self.levels = shape.deepstack_levels
+        self.tower = tower
+        self.levels = shape.vision.deepstack_levels
         self.merge_unit = shape.merge_size**2
-        self.width = shape.hf.text_config.hidden_size
+        self.width = shape.decoder.hidden_size
         self.frozen = frozen
         for parameter in self.tower.parameters():
             # Parameters only: `module.to(dtype)` would round the rotary frequencies, which Transformers keeps in float32.
@@ -64,7 +63,8 @@ class VisionTower(torch.nn.Module):
             empty = torch.zeros((1 + self.levels, 0, self.width), dtype=parameter.dtype, device=parameter.device)
             return empty.requires_grad_(not self.frozen)
         output = self.tower(pixels.to(parameter.dtype), grid_thw=grid_thw)
-        return torch.stack([output.pooler_output, *output.deepstack_features])
+        deepstack = output.deepstack_features if self.levels else ()
+        return torch.stack([output.pooler_output, *deepstack])
 
     def _gather(self, features: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """All ranks' features, [levels, Σ counts, hidden], from this rank's [levels, its count, hidden]."""

@@ -1,0 +1,69 @@
+"""A decoder's shape and a layout → Megatron's configuration, and whether the two go together."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from octopus_mcore.config.model_layout import check_model
+from octopus_mcore.config.schema import ModelConfig, ParallelConfig
+from octopus_mcore.models.family import DecoderShape, ModelShape
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_VOCABULARY_MULTIPLE = 2
+"""Vocabulary rows per tensor-parallel rank are padded to a multiple of this."""
+
+
+def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
+    """Raises ValueError with everything about this layout that the model does not fit."""
+    if violations := check_model(shape.hf.to_dict(), parallel):
+        raise ValueError("\n".join(violations))
+
+
+def padded_vocab_size(shape: DecoderShape, parallel: ParallelConfig) -> int:
+    """Vocabulary rows with padding, over all tensor-parallel ranks."""
+    multiple = parallel.tensor * _VOCABULARY_MULTIPLE
+    return -(-shape.vocab_size // multiple) * multiple
+
+
+def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
+    """Megatron's configuration of the decoder. Every fused option is off: the local layer spec has none of the kernels."""
+    dtype = _DTYPES[model.dtype]
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_size,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.groups,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_epsilon,
+        qk_layernorm=shape.qk_norm,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence_parallel,
+        variable_seq_lengths=parallel.pipeline > 1,
+        # Not used by a dense model, but the default refuses variable lengths.
+        moe_token_dispatcher_type="alltoall",
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        # Losses arrive divided by the global denominator; with this flag neither the schedule nor DDP divides again
+        # (policy/step.py).
+        calculate_per_token_loss=True,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        **(recompute if model.recompute == "full" else {}),
+    )

@@ -1,0 +1,39 @@
+"""Qwen2.5-VL: biases in the fused projection, sectioned M-RoPE, a tower with windowed attention and no deepstack."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from octopus_mcore.models.decoder_map import decoder_entries, vision_entries
+from octopus_mcore.models.decoder_shape import decoder_shape, mrope_section
+from octopus_mcore.models.family import Family, ModelShape, VisionShape
+from octopus_mcore.models.rotary import sectioned_channels
+from octopus_mcore.models.weight_map import WeightEntry
+
+
+def _shape(hf: PretrainedConfig) -> ModelShape:
+    channels = sectioned_channels(mrope_section(hf.text_config))
+    decoder = decoder_shape(
+        hf.text_config, "text_config.", bool(hf.tie_word_embeddings), qk_norm=False, qkv_bias=True, rope_channels=channels
+    )
+    return ModelShape(hf, decoder, VisionShape(hf.vision_config.spatial_merge_size, deepstack_levels=0))
+
+
+def _weight_map(shape: ModelShape, padded_vocab_size: int) -> list[WeightEntry]:
+    return [*vision_entries(_tower, shape.hf, "visual."), *decoder_entries(shape.decoder, padded_vocab_size, "model.")]
+
+
+def _tower(hf: PretrainedConfig) -> Qwen2_5_VisionTransformerPretrainedModel:
+    return Qwen2_5_VisionTransformerPretrainedModel(hf.vision_config)
+
+
+QWEN2_5_VL = Family(
+    model_type="qwen2_5_vl",
+    hf_class=Qwen2_5_VLForConditionalGeneration,
+    shape=_shape,
+    weight_map=_weight_map,
+    vision_tower=_tower,
+    # Checkpoints keep the names of the model's first release.
+    file_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
+)
