@@ -128,12 +128,12 @@ def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -
             f"{key}.rollout.top_p={phase.rollout.top_p:g}: training needs top_p=1, because truncated sampling is not the "
             "policy whose log-probs are trained"
         )
-    budget, tensor = config.batch.max_tokens_per_micro_batch, config.parallel.tensor
-    if (row := longest_row(config, phase)) > budget // tensor * tensor:
+    budget, multiple = config.batch.max_tokens_per_micro_batch, config.parallel.token_multiple
+    if (row := longest_row(config, phase)) > budget // multiple * multiple:
         yield (
             f"{key}: a row can have {row} tokens (data.max_prompt_tokens={config.data.max_prompt_tokens} + the response limit "
             f"{row - config.data.max_prompt_tokens}), more than batch.max_tokens_per_micro_batch="
-            f"{budget}{f' (padded to multiples of parallel.tensor={tensor})' if tensor > 1 else ''}, and a row is never cut"
+            f"{budget}{f' (padded to multiples of {multiple} in this layout)' if multiple > 1 else ''}, and a row is never cut"
         )
     yield from _check_groups(key, phase)
 

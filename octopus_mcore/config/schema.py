@@ -44,8 +44,8 @@ class ParallelConfig(Section):
     """Tensor-parallel size (TP)."""
     pipeline: int = Field(default=1, ge=1)
     """Pipeline-parallel size (PP)."""
-    context: Literal[1] = 1
-    """Context-parallel size (CP); sizes above 1 are not supported yet."""
+    context: int = Field(default=1, ge=1)
+    """Context-parallel size (CP): ranks that share the tokens of a micro-batch; for rows too long for one device."""
     data: int | None = Field(default=None, ge=1)
     """Data-parallel size (DP); null takes what the launched world leaves, or 1 when this command starts the ranks itself."""
 
@@ -56,8 +56,14 @@ class ParallelConfig(Section):
 
     @property
     def model_size(self) -> int:
-        """Ranks that hold one copy of the model: tensor × pipeline × context."""
+        """Ranks of one data-parallel replica: tensor × pipeline × context."""
         return self.tensor * self.pipeline * self.context
+
+    @property
+    def token_multiple(self) -> int:
+        """What a micro-batch's length is padded to a multiple of: each context-parallel rank takes two equal pieces, and the
+        tensor-parallel ranks share their tokens out."""
+        return self.tensor * (2 * self.context if self.context > 1 else 1)
 
 
 class ModelConfig(Section):

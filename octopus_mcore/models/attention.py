@@ -3,12 +3,15 @@
 Megatron's local `DotProductAttention` refuses packed sequences, and a dense mask over a packed batch would cost the square of
 its length. Here nodes of similar size are gathered into padded batches and go through torch's scaled dot-product attention; a
 row without a shared prefix needs no mask at all.
+
+Under context parallelism a rank asks for its own tokens only, over the keys and values of all ranks. A node of which it holds a
+later part is a stretch like any other: what the node has before that part is one more stretch that it descends from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import divide
 from torch.nn.functional import scaled_dot_product_attention
+
+from octopus_mcore.models.context import ALL_TOKENS, ContextShare, gather_tokens, gathered_places
 
 _MAX_PADDED_AREA = 1.5625
 """A padded batch may compute so many times the query-key pairs that its nodes have: a quarter more in each direction."""
@@ -58,6 +63,16 @@ def tree_nodes(subtree_end: np.ndarray) -> list[Node]:
         nodes.append(Node(start, end, tuple((first, last) for first, last, _ in open_nodes)))
         open_nodes.append((start, end, limit))
     return nodes
+
+
+def cut_nodes(nodes: Sequence[Node], stretches: Sequence[tuple[int, int]]) -> list[Node]:
+    """The parts of the nodes that lie in the stretches `[start, end)` of tokens, in the order of these."""
+    return [
+        Node(start, end, node.ancestors if start == node.start else (*node.ancestors, (node.start, start)))
+        for first, last in stretches
+        for node in nodes
+        if (start := max(node.start, first)) < (end := min(node.end, last))
+    ]
 
 
 @dataclass(frozen=True)
@@ -134,22 +149,42 @@ def _gather(tokens: torch.Tensor, slots: torch.Tensor, source: torch.Tensor, cou
     return padded.view(count, length, *tokens.shape[1:]).transpose(1, 2)
 
 
+def _plan(subtree_end: np.ndarray, share: ContextShare) -> list[NodeBatch]:
+    """Batches of the share's nodes, with tokens as the share holds queries and as gathered keys stand."""
+    nodes = tree_nodes(subtree_end)
+    if share.size == 1:
+        return plan_batches(nodes)
+    length = len(subtree_end)
+    keys = gathered_places(length, share.size)
+    return [
+        replace(batch, query_tokens=share.locate(batch.query_tokens, length)[1], key_tokens=keys[batch.key_tokens])
+        for batch in plan_batches(cut_nodes(nodes, share.stretches(length)))
+    ]
+
+
 def node_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, subtree_end: torch.Tensor, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    subtree_end: torch.Tensor,
+    scale: float,
+    share: ContextShare = ALL_TOKENS,
 ) -> torch.Tensor:
     """Attention of flat tokens under the subtree rule.
 
     Args:
-        query: [S, heads, d]; key, value: [S, key-value heads, d], heads a multiple of key-value heads.
+        query: [S / context size, heads, d] of the share's tokens.
+        key, value: [S, key-value heads, d] of all tokens, share by share; heads are a multiple of key-value heads.
         subtree_end: int32 [S] on the host.
         scale: softmax scale.
+        share: the context-parallel share that asks; by default all tokens.
 
     Returns:
-        [S, heads, d].
+        [S / context size, heads, d].
     """
     grouped = query.shape[1] != key.shape[1]
     output = torch.zeros_like(query)
-    for batch in plan_batches(tree_nodes(subtree_end.numpy())):
+    for batch in _plan(subtree_end.numpy(), share):
         count, query_length, key_length = batch.shape
         query_slots, query_tokens = batch.query_slots.to(query.device), batch.query_tokens.to(query.device)
         key_slots, key_tokens = batch.key_slots.to(query.device), batch.key_tokens.to(query.device)
@@ -184,10 +219,17 @@ class NodeCoreAttention(MegatronModule):
         super().__init__(config=config)
         self.width = divide(config.kv_channels * config.num_attention_heads, config.tensor_model_parallel_size)
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor, /, **unused: Any
     ) -> torch.Tensor:
-        """Query [S, 1, heads, d] and keys/values [S, 1, key-value heads, d] of this rank's heads → context [S, 1, heads·d]."""
-        context = node_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), attention_mask, self.scale)
+        """Query [S, 1, heads, d] and keys/values [S, 1, key-value heads, d] of this rank's heads and tokens → context
+        [S, 1, heads·d]. (The mask is of all context-parallel ranks' tokens.)"""
+        query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        share = ALL_TOKENS
+        if self.context_group is not None:
+            share = ContextShare(self.context_group.rank(), self.context_group.size())
+            key, value = gather_tokens(torch.stack((key, value), dim=1), self.context_group).unbind(dim=1)
+        context = node_attention(query, key, value, attention_mask, self.scale, share)
         return context.reshape(context.shape[0], 1, self.width)

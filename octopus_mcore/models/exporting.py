@@ -27,6 +27,9 @@ class WeightExporter:
     Memory, while a stream is iterated: `bucket_bytes`, or the largest parameter where that is larger, on ranks that take part
     in a collective; on top of it, on ranks that receive, one Hugging Face tensor. (Gloo's gather holds another bucket.)
 
+    Context-parallel ranks hold equal weights: each of them has a stream of its own, from those ranks of the replica that share
+    its tokens, and where only the leader receives, only the leader's has anything to do.
+
     Construction and iteration are collective over the data-parallel replica.
     """
 
@@ -42,6 +45,7 @@ class WeightExporter:
         self._pipeline_group = parallel_state.get_pipeline_model_parallel_group()
         self._stage, self._stages = self._pipeline_group.rank(), self._pipeline_group.size()
         self._rank, self._ranks = self._tensor_group.rank(), self._tensor_group.size()
+        self._beside_leader = parallel_state.get_context_parallel_rank() == 0
         self._dtype = model.config.params_dtype
         self._device = next(model.parameters()).device
         shapes = self._agreed_shapes(entries, bucket_bytes)
@@ -64,7 +68,7 @@ class WeightExporter:
     def stream(self, target: WeightStreamTarget) -> WeightStream:
         """The weights as they are when each parameter is reached; training must not step while the stream is iterated.
         A receiving rank gets one tensor at a time."""
-        receives = target == "all" or (self._rank == 0 and self._stage == 0)
+        receives = target == "all" or (self._beside_leader and self._rank == 0 and self._stage == 0)
         size = max((bucket.size for bucket in self._buckets if self._takes_part(bucket, target)), default=0)
         workspace = torch.empty(size, dtype=self._dtype, device=self._device)
         for bucket in self._buckets:
@@ -82,6 +86,8 @@ class WeightExporter:
 
     def _takes_part(self, bucket: _Bucket, target: WeightStreamTarget) -> bool:
         """Whether this rank has to do with a collective of the bucket."""
+        if target == "leader" and not self._beside_leader:
+            return False
         return self._travels(bucket, target) or (bucket.stage == self._stage and bucket.is_split)
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ class Policy:
         head = HeadSettings(temperature, self._banned)
         records = run_pass(role, work, measure, head, self._images, self._world, forward_only=True)
         measured: dict[int, np.ndarray] = {}
-        for part in self._world.all_gather(records if self._world.tensor_rank == 0 else []):
+        for part in self._world.all_gather(records if self._world.leads_stage else []):
             for record in part:
                 measured.update(record)
         return [measured[number] for number in range(len(rows))]
@@ -121,21 +121,21 @@ class Policy:
         return self._exporter.stream(target)
 
     def _run(self, rows: Sequence[Row], objective: TokenFunction, temperature: float) -> list[LossRecord]:
-        """Forward and backward; the records, on tensor rank 0 of the last stage only, so that they are counted once."""
+        """Forward and backward; the records, on one rank of the last stage only, so that they are counted once."""
         head = HeadSettings(temperature, self._banned, with_entropy=True)
         work = self._plan(rows, objective.selections)
         records = run_pass(self.main, work, objective, head, self._images, self._world, forward_only=False)
-        return records if self._world.tensor_rank == 0 else []
+        return records if self._world.leads_stage else []
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         plan = plan_micro_batches(
             [len(row) for row in rows],
             self._config.batch.max_tokens_per_micro_batch,
             self._world.data_size,
-            multiple_of=self._world.tensor_size,
+            multiple_of=self._config.parallel.token_multiple,
             names=[row.name for row in rows],
         )
-        return Pass(rows, selections, plan[self._world.data_rank])
+        return Pass(rows, selections, plan[self._world.data_rank], self._config.parallel.token_multiple)
 
     def _gradient_buffers(self) -> Iterator[torch.Tensor]:
         trained = self.main.trained

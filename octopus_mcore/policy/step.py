@@ -18,6 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
 from octopus_mcore.experience.types import ProcessedImage
+from octopus_mcore.models.context import ContextShare, spread_values
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.role import Role
 from octopus_mcore.policy.rows import Row, pack_rows, pixel_values, to_device
@@ -42,12 +43,13 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class Pass:
-    """A mini-batch: all rows of the step, which response tokens matter in each,
-    and this replica's micro-batches of row numbers."""
+    """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches of row numbers,
+    and what their lengths are padded to a multiple of (`ParallelConfig.token_multiple`)."""
 
     rows: Sequence[Row]
     selections: Sequence[np.ndarray]
     micro_batches: Sequence[Sequence[int]]
+    multiple_of: int
 
 
 def run_pass(
@@ -77,7 +79,7 @@ def run_pass(
 def _batches(work: Pass, merge_size: int, world: World) -> Iterator[tuple[Sequence[int], MicroBatch]]:
     for numbers in work.micro_batches:
         rows, selections = [work.rows[i] for i in numbers], [work.selections[i] for i in numbers]
-        yield numbers, to_device(pack_rows(rows, selections, merge_size, world.tensor_size), world.device)
+        yield numbers, to_device(pack_rows(rows, selections, merge_size, work.multiple_of), world.device)
 
 
 def _forward_step(
@@ -101,14 +103,24 @@ def _finish(
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """The schedule's loss function. With `calculate_per_token_loss` and a token count of 0, neither the schedule nor DDP nor
     the final gradient scaling divides by anything: the loss is already normalised."""
-    flat = hidden.squeeze(1)
+    log_probs, entropy = _selected(role, head, batch, hidden.squeeze(1))
+    loss, record = function(numbers, batch, log_probs, None if entropy is None else entropy.detach())
+    return loss, torch.zeros((), dtype=torch.int, device=hidden.device), record
+
+
+def _selected(
+    role: Role, head: HeadSettings, batch: MicroBatch, flat: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs [T] and, if wanted, entropies [T] of the selected tokens, on every rank of the stage, from this rank's hidden
+    states [S / (context · tensor size), hidden]. Each context-parallel rank computes those of its own tokens."""
     if role.model.config.sequence_parallel:
         # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.
         flat = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
+    here, places = ContextShare.here().locate(batch.selected, len(batch))
     log_probs, entropy = selected_log_probs(
-        flat.index_select(0, batch.selected),
+        flat.index_select(0, places),
         role.model.head_weight(),
-        batch.targets,
+        batch.targets[here],
         temperature=head.temperature,
         vocab_size=role.shape.decoder.vocab_size,
         banned=torch.tensor(head.banned_token_ids, dtype=torch.int64, device=flat.device),
@@ -116,5 +128,7 @@ def _finish(
         chunk_size=head.chunk_tokens,
         with_entropy=head.with_entropy,
     )
-    loss, record = function(numbers, batch, log_probs, None if entropy is None else entropy.detach())
-    return loss, torch.zeros((), dtype=torch.int, device=flat.device), record
+    if role.model.config.context_parallel_size == 1:
+        return log_probs, entropy
+    values = spread_values(torch.stack((log_probs,) if entropy is None else (log_probs, entropy)), here)
+    return values[0], values[1] if head.with_entropy else None

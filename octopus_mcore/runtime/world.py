@@ -31,6 +31,8 @@ class World:
     tensor_size: int
     pipeline_rank: int
     pipeline_size: int
+    context_rank: int
+    context_size: int
     data_rank: int
     data_size: int
     host_group: dist.ProcessGroup
@@ -54,7 +56,12 @@ class World:
     @property
     def is_replica_leader(self) -> bool:
         """True on the first rank of a data-parallel replica, where its rollout engine lives."""
-        return self.tensor_rank == 0 and self.pipeline_rank == 0
+        return self.leads_stage and self.pipeline_rank == 0
+
+    @property
+    def leads_stage(self) -> bool:
+        """True on one rank of each pipeline stage of a replica: the one that tells what all ranks of the stage know."""
+        return self.tensor_rank == 0 and self.context_rank == 0
 
     def all_gather(self, value: Any) -> list[Any]:
         """Every rank's picklable `value`, in rank order. Collective over the world.
@@ -157,6 +164,8 @@ def _initialise_megatron(parallel: ParallelConfig, device: torch.device, timeout
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         host_group=dist.new_group(backend="gloo", timeout=timeout),
