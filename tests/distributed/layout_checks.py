@@ -41,19 +41,22 @@ class Layout:
     data: int = 1
     recompute: str = "none"
     max_tokens: int = 64
+    context: int = 1
 
     @property
     def ranks(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
     def __str__(self) -> str:
-        return f"TP{self.tensor}PP{self.pipeline}DP{self.data}" + ("R" if self.recompute == "full" else "")
+        sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context, "DP": self.data}
+        name = "".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "one"
+        return name + ("-recomputed" if self.recompute == "full" else "")
 
 
 def config_for(checkpoint: str, layout: Layout, dtype: str = "float32", **model: object) -> Config:
     return Config(
         run=RunConfig(name="test"),
-        parallel=ParallelConfig(tensor=layout.tensor, pipeline=layout.pipeline, data=layout.data),
+        parallel=ParallelConfig(tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context, data=layout.data),
         model=ModelConfig(path=checkpoint, dtype=dtype, recompute=layout.recompute, **model),
         data=DataConfig(train=PluginConfig(target="none:none")),
         batch=BatchConfig(max_tokens_per_micro_batch=layout.max_tokens),
@@ -86,7 +89,7 @@ def policy_objective(batch: TinyBatch, loss: LossConfig) -> PolicyObjective:
 
 
 def gradients_and_update(checkpoint: str, layout: Layout, freeze_vision: bool = False) -> dict:
-    """One real update; gradients (only where nothing is sharded over data-parallel ranks) and new weights under HF names."""
+    """One real update; gradients (only where nothing is sharded over data- or context-parallel ranks) and new weights under HF names."""
     batch = tiny_batch(3, (0, 1, 3, 1, 2))
     config = config_for(checkpoint, layout, freeze_vision=freeze_vision)
     loss = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)
@@ -94,7 +97,7 @@ def gradients_and_update(checkpoint: str, layout: Layout, freeze_vision: bool = 
         policy = Policy(config, world, batch.images, BANNED)
         policy.begin_phase(config.optimizer, with_reference=False)
         report = policy.update(batch.rows, policy_objective(batch, loss), TEMPERATURE, learning_rate=0.1)
-        gradients = _gradients(policy, world) if layout.data == 1 else None
+        gradients = _gradients(policy, world) if layout.data * layout.context == 1 else None
         return {
             "losses": dict(report.losses),
             "grad_norm": report.grad_norm,

@@ -3,6 +3,7 @@ through the real schedule and collectives."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,10 @@ LAYOUTS = [
     Layout(tensor=2, pipeline=2),
     Layout(data=2),
     Layout(tensor=2, pipeline=2, recompute="full"),
+    Layout(context=2),
+    Layout(tensor=2, context=2),
+    Layout(pipeline=2, context=2),
+    Layout(context=2, data=2, recompute="full"),
 ]
 ONE_BIG_BATCH = 10_000
 ROW_BY_ROW = 40
@@ -42,7 +47,7 @@ def test_log_probs_equal_transformers(
     """Rows with 0, 1 and 3 images of different sizes, an image shared by two rows, padded vocabulary, banned tokens."""
     counts = (0, 1, 3, 1)
     checkpoint = tied_checkpoint if max_tokens == ONE_BIG_BATCH else untied_checkpoint
-    layout = Layout(layout.tensor, layout.pipeline, layout.data, layout.recompute, max_tokens)
+    layout = replace(layout, max_tokens=max_tokens)
     results = pool.run(layout.ranks, measure_log_probs, str(checkpoint), layout, 0, counts)
     model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     batch = tiny_batch(0, counts)
@@ -58,7 +63,7 @@ def test_bfloat16_errs_no_more_than_transformers(layout: Layout, pool: RankPool,
     """Both round differently, so both are compared with float32; the tiny model's activations are large."""
     counts = (0, 1, 3, 1, 2, 1, 0, 1)
     batch = tiny_batch(0, counts)
-    layout = Layout(layout.tensor, layout.pipeline, max_tokens=ONE_BIG_BATCH)
+    layout = replace(layout, max_tokens=ONE_BIG_BATCH)
     ours = np.concatenate(pool.run(layout.ranks, measure_log_probs, str(tied_checkpoint), layout, 0, counts, "bfloat16")[0])
     exact, theirs = (
         np.concatenate([hf_log_probs(model, batch, row, TEMPERATURE).numpy() for row in range(len(counts))])
@@ -74,7 +79,7 @@ def test_bfloat16_errs_no_more_than_transformers(layout: Layout, pool: RankPool,
 def test_padding_changes_nothing(layout: Layout, pool: RankPool, tied_checkpoint: Path) -> None:
     counts = (0, 1, 3, 1)
     packed = pool.run(1, measure_log_probs, str(tied_checkpoint), Layout(max_tokens=ONE_BIG_BATCH), 0, counts)[0]
-    layout = Layout(layout.tensor, layout.pipeline, max_tokens=ONE_BIG_BATCH)
+    layout = replace(layout, max_tokens=ONE_BIG_BATCH)
     for result in pool.run(layout.ranks, measure_padded, str(tied_checkpoint), layout, 0, counts, 512):
         for row, expected in zip(result, packed, strict=True):
             np.testing.assert_allclose(row, expected, atol=1e-5, rtol=0)
