@@ -51,6 +51,7 @@ def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: Parall
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence_parallel,
         variable_seq_lengths=parallel.pipeline > 1,
         # Not used by a dense model, but the default refuses variable lengths.

@@ -9,6 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from octopus_mcore.models.context import ContextShare
 from octopus_mcore.models.families import family_of
 from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.layer_spec import decoder_spec
@@ -18,10 +19,10 @@ from octopus_mcore.models.vision import VisionTower
 
 
 class PolicyModel(GPTModel):
-    """This rank's part of the model (its pipeline stage, its tensor-parallel share).
+    """This rank's part of the model (its pipeline stage, its tensor-parallel share) on this rank's tokens.
 
-    The last stage returns hidden states behind the final norm, [S / tensor size, 1, hidden]; log-probs of selected tokens are
-    the token head's business, so no logits of a whole sequence ever exist.
+    The last stage returns hidden states behind the final norm, [S / (context · tensor size), 1, hidden]; log-probs of selected
+    tokens are the token head's business, so no logits of a whole sequence ever exist.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class PolicyModel(GPTModel):
             pixel_values: [patches, patch features] of `batch.images` in order; read on the first stage only.
         """
         hidden = context = positions = None
+        own = ContextShare.here().tokens(len(batch)).to(batch.token_ids.device)
         if self.pre_process:
-            hidden = self.embedding(input_ids=batch.token_ids[None], position_ids=None)
+            hidden = self.embedding(input_ids=batch.token_ids[None, own], position_ids=None)
             if batch.images is not None:
                 hidden, context, positions = self._place_images(hidden, batch, pixel_values)
         decoder = self.shape.decoder
-        angles = rotary_angles(batch.position_ids, decoder.rope_theta, decoder.rope_channels)
+        angles = rotary_angles(batch.position_ids[:, own], decoder.rope_theta, decoder.rope_channels)
         return self.decoder(
             hidden_states=hidden,
             attention_mask=batch.subtree_end,
@@ -87,10 +89,11 @@ class PolicyModel(GPTModel):
         The index operations run on empty selections as well: every rank must reach the gather's backward pass.
         """
         features = self.vision(pixel_values, batch.images.grid_thw)
+        held, places = ContextShare.here().locate(batch.images.positions, len(batch))
         local = hidden.shape[0]
         start = local * parallel_state.get_tensor_model_parallel_rank() if self.config.sequence_parallel else 0
-        here = (batch.images.positions >= start) & (batch.images.positions < start + local)
-        positions = batch.images.positions[here] - start
-        mine = features.index_select(1, batch.images.features[here])
+        here = (places >= start) & (places < start + local)
+        positions = places[here] - start
+        mine = features.index_select(1, batch.images.features[held][here])
         hidden = hidden.index_copy(0, positions, mine[0].unsqueeze(1).to(hidden.dtype))
         return hidden, mine[1:], positions

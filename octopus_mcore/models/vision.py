@@ -1,5 +1,5 @@
 """A Hugging Face vision tower inside the first pipeline stage:
-replicated weights, images shared out over tensor-parallel ranks."""
+replicated weights, images shared out over tensor- and context-parallel ranks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from octopus_mcore.models.family import ModelShape
 
 
 class VisionTower(torch.nn.Module):
-    """Pixels of a micro-batch's distinct images → merged features and deepstack features on every tensor-parallel rank.
+    """Pixels of a micro-batch's distinct images → merged features and deepstack features on every rank of the stage.
 
-    Each rank computes a contiguous run of images, balanced by patches, and the features are gathered. The
-    decoder behind it is sequence-parallel wherever there are several ranks, so the gradient that arrives on a rank is a partial
-    sum: the gather's backward pass adds it up for the rank that computed the image, and `sequence_parallel` on the parameters
-    makes Megatron add the ranks' parameter gradients once. Clipping and checkpoints count replicated parameters once by
-    themselves.
+    Each tensor- and context-parallel rank computes a contiguous run of images, balanced by patches, and the features are
+    gathered. The decoder behind it is sequence-parallel wherever there are several tensor-parallel ranks, so each rank asks for
+    features at its own tokens only: the gather's backward pass adds the ranks' gradients up for the rank that computed the
+    image. `sequence_parallel` on the parameters makes Megatron add their gradients once over tensor-parallel ranks, and its DDP
+    adds them over context- and data-parallel ranks. Clipping and checkpoints count replicated parameters once by themselves.
     """
 
     def __init__(
@@ -46,15 +46,16 @@ class VisionTower(torch.nn.Module):
             [1 + levels, visual tokens of all images, hidden]: the embedding-level features, then the deepstack ones.
         """
         patches = grid_thw.prod(dim=1).tolist()
-        shares = image_shares(patches, parallel_state.get_tensor_model_parallel_world_size())
-        first, last = shares[parallel_state.get_tensor_model_parallel_rank()]
+        group = parallel_state.get_tensor_and_context_parallel_group()
+        shares = image_shares(patches, group.size())
+        first, last = shares[group.rank()]
         pixels = pixel_values[sum(patches[:first]) : sum(patches[:last])]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._features(pixels, grid_thw[first:last])
         if len(shares) == 1:
             return features
         counts = [sum(patches[start:end]) // self.merge_unit for start, end in shares]
-        return self._gather(features, counts)
+        return self._gather(features, counts, group)
 
     def _features(self, pixels: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         parameter = next(self.tower.parameters())
@@ -66,12 +67,13 @@ class VisionTower(torch.nn.Module):
         deepstack = output.deepstack_features if self.levels else ()
         return torch.stack([output.pooler_output, *deepstack])
 
-    def _gather(self, features: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    @staticmethod
+    def _gather(features: torch.Tensor, counts: list[int], group: torch.distributed.ProcessGroup) -> torch.Tensor:
         """All ranks' features, [levels, Σ counts, hidden], from this rank's [levels, its count, hidden]."""
         widest = max(counts)
         padded = torch.nn.functional.pad(features, (0, 0, 0, widest - features.shape[1]))
         flat = padded.transpose(0, 1).contiguous()
-        gathered = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
+        gathered = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True, group=group)
         kept = [gathered[rank * widest : rank * widest + count] for rank, count in enumerate(counts)]
         return torch.cat(kept).transpose(0, 1)
 

@@ -89,7 +89,7 @@ def policy_objective(batch: TinyBatch, loss: LossConfig) -> PolicyObjective:
 
 
 def gradients_and_update(checkpoint: str, layout: Layout, freeze_vision: bool = False) -> dict:
-    """One real update; gradients (only where nothing is sharded over data- or context-parallel ranks) and new weights under HF names."""
+    """One real update; gradients (only where no ranks share them out) and new weights under HF names."""
     batch = tiny_batch(3, (0, 1, 3, 1, 2))
     config = config_for(checkpoint, layout, freeze_vision=freeze_vision)
     loss = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ def test_resume_in_the_same_layout_is_bit_exact(reference: tuple[Path, list], po
         assert state == {"version": 3, "note": "three"}
 
 
-@pytest.mark.parametrize("layout", [Layout(max_tokens=10_000), Layout(tensor=2, data=2, max_tokens=10_000)], ids=str)
+OTHERS = [Layout(), Layout(tensor=2, data=2), Layout(context=2, data=2), Layout(tensor=2, context=2)]
+
+
+@pytest.mark.parametrize("layout", [replace(layout, max_tokens=10_000) for layout in OTHERS], ids=str)
 def test_resume_in_another_layout(layout: Layout, reference: tuple[Path, list], pool: RankPool, tied_checkpoint: Path) -> None:
     folder, expected = reference
     for losses, _, _ in pool.run(layout.ranks, resumed, str(tied_checkpoint), layout, str(folder)):

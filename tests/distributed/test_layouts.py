@@ -30,7 +30,7 @@ LAYOUTS = [
     Layout(tensor=2, pipeline=2),
     Layout(data=2),
     Layout(tensor=2, pipeline=2, recompute="full"),
-    Layout(context=2),
+    Layout(context=4),
     Layout(tensor=2, context=2),
     Layout(pipeline=2, context=2),
     Layout(context=2, data=2, recompute="full"),
@@ -75,7 +75,7 @@ def test_bfloat16_errs_no_more_than_transformers(layout: Layout, pool: RankPool,
     assert np.abs(ours - exact).mean() < 1.5 * np.abs(theirs - exact).mean()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:4], Layout(context=2), Layout(tensor=2, context=2)], ids=str)
 def test_padding_changes_nothing(layout: Layout, pool: RankPool, tied_checkpoint: Path) -> None:
     counts = (0, 1, 3, 1)
     packed = pool.run(1, measure_log_probs, str(tied_checkpoint), Layout(max_tokens=ONE_BIG_BATCH), 0, counts)[0]
@@ -157,7 +157,7 @@ def test_frozen_vision_keeps_its_weights(pool: RankPool, tied_checkpoint: Path) 
                 assert torch.equal(tensor, before.tensor(name)) == name.startswith("model.visual."), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:5], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS[:5], Layout(context=2, data=2), Layout(tensor=2, context=2)], ids=str)
 @pytest.mark.parametrize("checkpoint", ["tied_checkpoint", "untied_checkpoint"])
 def test_round_trip_is_byte_equal(layout: Layout, checkpoint: str, pool: RankPool, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(checkpoint)
