@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
-from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, ParallelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -133,9 +133,17 @@ def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -
         yield (
             f"{key}: a row can have {row} tokens (data.max_prompt_tokens={config.data.max_prompt_tokens} + the response limit "
             f"{row - config.data.max_prompt_tokens}), more than batch.max_tokens_per_micro_batch="
-            f"{budget}{f' (padded to multiples of {multiple} in this layout)' if multiple > 1 else ''}, and a row is never cut"
+            f"{budget}{_padding(config.parallel)}, and a row is never cut"
         )
     yield from _check_groups(key, phase)
+
+
+def _padding(parallel: ParallelConfig) -> str:
+    """In a message, what micro-batches are padded to and why."""
+    if parallel.context > 1:
+        factors = f"2 × parallel.context={parallel.context} × parallel.tensor={parallel.tensor}"
+        return f" (padded to multiples of {parallel.token_multiple}: {factors})"
+    return f" (padded to multiples of parallel.tensor={parallel.tensor})" if parallel.tensor > 1 else ""
 
 
 def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:

@@ -55,7 +55,8 @@ def test_an_update_takes_two_buckets_and_the_largest_tensor(
 
 def test_each_bucket_costs_one_gather_and_one_broadcast(pool: RankPool, checkpoint_of: Callable[[int], Path]) -> None:
     """11 MB in buckets of 8 MB, half of the configured 16: two buckets on one stage, one on each of two stages. What the leader
-    itself has, the first stage's, is not broadcast; 17 parameters are split."""
+    itself has, the first stage's, is not broadcast; 17 parameters are split. Ranks of another context-parallel share have the
+    same weights and rest."""
     checkpoint = str(checkpoint_of(256).resolve())
     gather, broadcast = "all_gather_into_tensor", "broadcast"
     expected = {
@@ -63,6 +64,7 @@ def test_each_bucket_costs_one_gather_and_one_broadcast(pool: RankPool, checkpoi
         LAYOUTS[1]: [{gather: 2}] * 2,
         LAYOUTS[2]: [{broadcast: 1}] * 2,
         LAYOUTS[3]: [{gather: 1, broadcast: 1}, {gather: 1}] * 2,
+        Layout(tensor=2, context=2): [{gather: 2}] * 2 + [{}] * 2,
     }
     for layout, counts in expected.items():
         reports = pool.run(layout.ranks, sync_through_ipc, checkpoint, layout, 16)

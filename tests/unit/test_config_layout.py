@@ -91,11 +91,19 @@ def test_each_violation_names_its_keys(override: str, keys: list[str]) -> None:
 
 
 def test_a_micro_batch_must_hold_the_longest_row_after_its_padding() -> None:
-    """Under tensor parallelism a micro-batch is padded to a multiple of the ranks: an odd budget holds one token less."""
+    """Under tensor parallelism a micro-batch is padded to a multiple of the ranks: an odd budget holds one token less. Under
+    context parallelism each rank takes two pieces."""
     odd = ("data.max_prompt_tokens=8143", "batch.max_tokens_per_micro_batch=8191")
     assert found(*odd) == []
     assert all("8191 tokens" in line and "parallel.tensor=2" in line for line in found(*odd, "parallel.tensor=2"))
     assert len(found(*odd, "parallel.tensor=2")) == 2
+    even = ("data.max_prompt_tokens=8146", "batch.max_tokens_per_micro_batch=8194")
+    for layout, factors in {
+        ("parallel.context=2",): "multiples of 4: 2 × parallel.context=2 × parallel.tensor=1",
+        ("parallel.context=3", "parallel.tensor=2"): "multiples of 12: 2 × parallel.context=3 × parallel.tensor=2",
+    }.items():
+        assert found(*even, "parallel.tensor=2") == []
+        assert len(found(*even, *layout)) == 2 and factors in found(*even, *layout)[0]
 
 
 def test_batches_must_divide_among_the_data_parallel_ranks() -> None:
