@@ -48,7 +48,6 @@ _VISION = dict(
     patch_size=4,
     spatial_merge_size=2,
     temporal_patch_size=2,
-    out_hidden_size=32,
     initializer_range=0.1,
 )
 _TOKENS = dict(image_token_id=IMAGE_PAD, video_token_id=6, vision_start_token_id=4, vision_end_token_id=7)
@@ -59,13 +58,14 @@ def tiny_config(tied: bool, family: str = "qwen3_vl", **text: Any) -> Pretrained
     Qwen2.5-VL has windows of 2×2 visual tokens in its first block, so the images of `tiny_batch` have whole and cut ones."""
     if family == "qwen3_vl":
         rope = dict(_ROPE, mrope_section=[4, 2, 2], mrope_interleaved=True)
-        vision = dict(_VISION, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
         decoder = dict(_TEXT, head_dim=16, rope_parameters=rope) | text
+        width = decoder["hidden_size"]
+        vision = dict(_VISION, out_hidden_size=width, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
         return Qwen3VLConfig(text_config=decoder, vision_config=vision, tie_word_embeddings=tied, **_TOKENS)
     if family == "qwen2_5_vl":
         rope = dict(_ROPE, mrope_section=[1, 1, 2])
-        vision = dict(_VISION, window_size=16, fullatt_block_indexes=[1])
         decoder = dict(_TEXT, rope_parameters=rope) | text
+        vision = dict(_VISION, out_hidden_size=decoder["hidden_size"], window_size=16, fullatt_block_indexes=[1])
         return Qwen2_5_VLConfig(text_config=decoder, vision_config=vision, tie_word_embeddings=tied, **_TOKENS)
     decoder = dict(_TEXT, rope_parameters=dict(_ROPE), tie_word_embeddings=tied) | text
     return Qwen3Config(**dict(head_dim=16) | decoder) if family == "qwen3" else Qwen2Config(**decoder)

@@ -18,15 +18,18 @@ def decoder_shape(
     rope = text.rope_parameters or {}
     if "rope_theta" not in rope:
         raise ValueError(f"{where}rope_parameters has no rope_theta (base of the rotary frequencies)")
+    layer_types = set(getattr(text, "layer_types", None) or ()) | {"full_attention"}
     require(
         {
             f"{where}hidden_act": (text.hidden_act, "silu"),
-            f"{where}attention_bias": (getattr(text, "attention_bias", False), False),
+            f"{where}attention_bias": (bool(getattr(text, "attention_bias", False)), False),
             f"{where}attention_dropout": (getattr(text, "attention_dropout", 0.0), 0.0),
             f"{where}use_sliding_window": (bool(getattr(text, "use_sliding_window", False)), False),
+            f"{where}layer_types": (sorted(layer_types), ["full_attention"]),
             f"{where}rope_parameters.rope_type": (rope.get("rope_type", "default"), "default"),
         }
     )
+    _check_heads(text, where)
     return DecoderShape(
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
@@ -43,6 +46,16 @@ def decoder_shape(
         rope_theta=rope["rope_theta"],
         rope_channels=rope_channels,
     )
+
+
+def _check_heads(text: PretrainedConfig, where: str) -> None:
+    heads, groups, size = text.num_attention_heads, text.num_key_value_heads, head_dim(text)
+    if heads % groups:
+        raise ValueError(f"{where}num_attention_heads={heads} is no multiple of {where}num_key_value_heads={groups}")
+    if not getattr(text, "head_dim", None) and text.hidden_size % heads:
+        raise ValueError(f"{where}hidden_size={text.hidden_size} does not divide into {where}num_attention_heads={heads}")
+    if size % 2:
+        raise ValueError(f"{where}head_dim is {size}; rotary positions turn pairs of numbers, so it must be even")
 
 
 def head_dim(text: PretrainedConfig) -> int:

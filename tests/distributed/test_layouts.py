@@ -13,6 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from octopus_mcore.models.hf_folder import HFFolder
 from tests.distributed.layout_checks import (
+    GRADIENT_IMAGES,
     TEMPERATURE,
     Layout,
     gradients_and_update,
@@ -21,6 +22,7 @@ from tests.distributed.layout_checks import (
     round_trip,
 )
 from tests.distributed.pool import RankPool
+from tests.distributed.transformers_gradients import assert_gradients_equal_transformers
 from tests.tiny import hf_log_probs, tiny_batch
 
 LAYOUTS = [
@@ -116,37 +118,8 @@ def test_gradients_and_update_equal_the_single_rank(layout: Layout, single_rank:
 
 def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
     """The single rank that all layouts are held against is itself held against Transformers' autograd."""
-    from octopus_mcore.config.schema import LossConfig
-    from tests.distributed.layout_checks import policy_objective
-    from tests.tiny import tiny_batch as draw_batch
-
     checkpoint, result = single_rank
-    batch = draw_batch(3, (0, 1, 3, 1, 2))
-    loss = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)
-    objective = policy_objective(batch, loss)
-    batch = type(batch)(batch.rows, batch.images, objective.selections)
-    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    rows = [hf_log_probs(model, batch, row, TEMPERATURE) for row in range(len(batch.rows))]
-    total = torch.zeros(())
-    for log_probs, signal, chosen in zip(rows, objective._signals, objective.selections, strict=True):
-        advantage = torch.from_numpy(signal.signal.advantages[chosen])
-        policy_mask = torch.from_numpy(signal.signal.policy_mask[chosen])
-        kl_mask = torch.from_numpy(signal.signal.kl_mask[chosen])
-        ratio = (log_probs - torch.from_numpy(signal.old_log_probs[chosen])).exp()
-        clipped = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.1, 10.0))
-        weighted = clipped * torch.from_numpy(signal.weights[chosen])
-        total = total + weighted[policy_mask].mean() / len(rows)
-        if kl_mask.any():
-            difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]
-            total = total + 0.5 * (difference.exp() - difference - 1).mean() / len(rows)
-    total.backward()
-    expected = float(total.detach())
-    assert result["losses"]["loss"] == pytest.approx(expected, abs=1e-5)
-    assert result["losses"]["policy_loss"] + result["losses"]["kl_loss"] == pytest.approx(expected, abs=1e-5)
-    for name, parameter in model.named_parameters():
-        if name in result["gradients"]:
-            scale = max(float(parameter.grad.abs().max()), 1e-3)
-            torch.testing.assert_close(result["gradients"][name] / scale, parameter.grad / scale, atol=1e-4, rtol=0)
+    assert_gradients_equal_transformers(checkpoint, result, GRADIENT_IMAGES)
 
 
 def test_frozen_vision_keeps_its_weights(pool: RankPool, tied_checkpoint: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from os import PathLike
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from octopus_mcore.models.families.qwen2 import QWEN2
@@ -20,9 +22,13 @@ TIED_HEAD = "lm_head.weight"
 
 def family_of(hf: PretrainedConfig) -> Family:
     """The family of a configuration. Raises ValueError where there is none."""
-    if hf.model_type not in FAMILIES:
-        raise ValueError(f"model_type {hf.model_type!r} is not supported; known are {', '.join(FAMILIES)}")
-    return FAMILIES[hf.model_type]
+    return _named(hf.model_type)
+
+
+def _named(model_type: str | None) -> Family:
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported; known are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
 
 
 def load_shape(path: str | PathLike) -> ModelShape:
@@ -30,16 +36,18 @@ def load_shape(path: str | PathLike) -> ModelShape:
 
     Raises:
         FileNotFoundError: no config.json in the folder.
-        ValueError: another family, or a field whose value its family does not support.
+        ValueError: not a JSON object, another family, or a field whose value its family does not support; the message names
+            file and field.
     """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{path}: expected a Hugging Face checkpoint folder, found no config.json in it")
     try:
+        family = _named(json.loads(file.read_text(encoding="utf-8")).get("model_type"))  # Transformers knows more of them
         hf = AutoConfig.from_pretrained(str(path))
         require({"quantization_config": (getattr(hf, "quantization_config", None), None)})
-        return family_of(hf).shape(hf)
-    except ValueError as error:
+        return family.shape(hf)
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ValueError(f"{file}: {error}") from error
 
 

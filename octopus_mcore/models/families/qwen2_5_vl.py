@@ -6,16 +6,24 @@ from transformers import PretrainedConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from octopus_mcore.models.decoder_map import decoder_entries, vision_entries
-from octopus_mcore.models.decoder_shape import decoder_shape, mrope_section
-from octopus_mcore.models.family import Family, ModelShape, VisionShape
+from octopus_mcore.models.decoder_shape import decoder_shape, head_dim, mrope_section
+from octopus_mcore.models.family import Family, ModelShape, VisionShape, require
 from octopus_mcore.models.rotary import sectioned_channels
 from octopus_mcore.models.weight_map import WeightEntry
 
 
 def _shape(hf: PretrainedConfig) -> ModelShape:
-    channels = sectioned_channels(mrope_section(hf.text_config))
+    """Transformers reads no head_dim in this family's attention, only in its rotary frequencies."""
+    text = hf.text_config
+    require(
+        {
+            "text_config.head_dim": (head_dim(text), text.hidden_size // text.num_attention_heads),
+            "vision_config.out_hidden_size": (hf.vision_config.out_hidden_size, text.hidden_size),
+        }
+    )
+    channels = sectioned_channels(mrope_section(text))
     decoder = decoder_shape(
-        hf.text_config, "text_config.", bool(hf.tie_word_embeddings), qk_norm=False, qkv_bias=True, rope_channels=channels
+        text, "text_config.", bool(hf.tie_word_embeddings), qk_norm=False, qkv_bias=True, rope_channels=channels
     )
     return ModelShape(hf, decoder, VisionShape(hf.vision_config.spatial_merge_size, deepstack_levels=0))
 

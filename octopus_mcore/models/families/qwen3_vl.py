@@ -16,7 +16,12 @@ def _shape(hf: PretrainedConfig) -> ModelShape:
     """Tying is read from the top-level configuration: the text configuration's default is wrong for Qwen3-VL."""
     text, vision = hf.text_config, hf.vision_config
     interleaved = text.rope_parameters.get("mrope_interleaved", True)
-    require({"text_config.rope_parameters.mrope_interleaved": (interleaved, True)})
+    require(
+        {
+            "text_config.rope_parameters.mrope_interleaved": (interleaved, True),
+            "vision_config.out_hidden_size": (vision.out_hidden_size, text.hidden_size),
+        }
+    )
     channels = interleaved_channels(head_dim(text), mrope_section(text))
     decoder = decoder_shape(
         text, "text_config.", bool(hf.tie_word_embeddings), qk_norm=True, qkv_bias=False, rope_channels=channels

@@ -1,0 +1,43 @@
+"""The loss of `gradients_and_update` once more with Transformers' forward pass and autograd, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from octopus_mcore.models.families import family_of
+from tests.distributed.layout_checks import GRADIENT_LOSS, TEMPERATURE, policy_objective
+from tests.tiny import TinyBatch, hf_log_probs, hf_model, tiny_batch
+
+
+def assert_gradients_equal_transformers(checkpoint: str, result: dict, image_counts: tuple[int, ...]) -> None:
+    """Holds loss and every gradient of one rank's result against Transformers."""
+    batch = tiny_batch(3, image_counts)
+    objective = policy_objective(batch, GRADIENT_LOSS)
+    batch = TinyBatch(batch.rows, batch.images, objective.selections)
+    model = hf_model(checkpoint)
+    rows = [hf_log_probs(model, batch, row, TEMPERATURE) for row in range(len(batch.rows))]
+    total = torch.zeros(())
+    for log_probs, signal, chosen in zip(rows, objective._signals, objective.selections, strict=True):
+        advantage = torch.from_numpy(signal.signal.advantages[chosen])
+        policy_mask = torch.from_numpy(signal.signal.policy_mask[chosen])
+        kl_mask = torch.from_numpy(signal.signal.kl_mask[chosen])
+        ratio = (log_probs - torch.from_numpy(signal.old_log_probs[chosen])).exp()
+        clipped = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.1, 10.0))
+        weighted = clipped * torch.from_numpy(signal.weights[chosen])
+        total = total + weighted[policy_mask].mean() / len(rows)
+        if kl_mask.any():
+            difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]
+            total = total + 0.5 * (difference.exp() - difference - 1).mean() / len(rows)
+    total.backward()
+    expected = float(total.detach())
+    assert result["losses"]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert result["losses"]["policy_loss"] + result["losses"]["kl_loss"] == pytest.approx(expected, abs=1e-5)
+    family = family_of(model.config)
+    compared = {family.file_name(name): parameter.grad for name, parameter in model.named_parameters()}
+    assert compared.keys() == result["gradients"].keys()
+    for name, gradient in compared.items():
+        scale = max(float(gradient.abs().max()), 1e-3)
+        torch.testing.assert_close(
+            result["gradients"][name] / scale, gradient / scale, atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
