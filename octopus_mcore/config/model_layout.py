@@ -10,6 +10,15 @@ from octopus_mcore.config.schema import ParallelConfig
 MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl", "qwen3", "qwen2")
 """`model_type` values of the families in `models.families`."""
 
+_VOCABULARY_MULTIPLE = 2
+"""Vocabulary rows per tensor-parallel rank are padded to a multiple of this."""
+
+
+def padded_vocabulary(vocab_size: int, tensor: int) -> int:
+    """Vocabulary rows with padding, over all tensor-parallel ranks."""
+    multiple = tensor * _VOCABULARY_MULTIPLE
+    return -(-vocab_size // multiple) * multiple
+
 
 def check_model(hf_config: Mapping[str, Any], parallel: ParallelConfig) -> list[str]:
     """Violations between a Hugging Face `config.json` (as a plain mapping) and the layout; empty when it fits.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from octopus_mcore.config.model_layout import check_model
+from octopus_mcore.config.model_layout import check_model, padded_vocabulary
 from octopus_mcore.config.schema import ModelConfig, ParallelConfig
 from octopus_mcore.models.family import DecoderShape, ModelShape
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_VOCABULARY_MULTIPLE = 2
-"""Vocabulary rows per tensor-parallel rank are padded to a multiple of this."""
 
 
 def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
@@ -22,8 +20,7 @@ def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
 
 def padded_vocab_size(shape: DecoderShape, parallel: ParallelConfig) -> int:
     """Vocabulary rows with padding, over all tensor-parallel ranks."""
-    multiple = parallel.tensor * _VOCABULARY_MULTIPLE
-    return -(-shape.vocab_size // multiple) * multiple
+    return padded_vocabulary(shape.vocab_size, parallel.tensor)
 
 
 def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:

@@ -38,11 +38,37 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """What the decoder asks of a vision tower: `merge_size`² patches make one token, and `deepstack_levels` further features of
-    each token are added behind the first layers."""
+    """The numbers of a vision tower: blocks of bidirectional attention over patches, then mergers.
+
+    Attributes:
+        merge_size: `merge_size`² patches make one token.
+        deepstack_levels: further features of each token that are added behind the decoder's first layers, each with a merger of
+            its own.
+        patch_features: numbers that make a patch (channels × frames × height × width).
+        out_features: size of a token, the decoder's hidden size.
+        positions: rows of the learned position table, 0 where there is none.
+        plain: LayerNorm, MLPs of two matrices and biases everywhere; otherwise RMSNorm, gated MLPs of three matrices, and
+            neither norms nor the patch projection have biases.
+        window: tokens along the side of an attention window; None where every block attends to whole frames.
+        full_blocks: blocks that attend to whole frames although others have windows.
+    """
 
     merge_size: int
     deepstack_levels: int
+    depth: int
+    hidden_size: int
+    ffn_size: int
+    patch_features: int
+    out_features: int
+    positions: int = 0
+    plain: bool = True
+    window: int | None = None
+    full_blocks: int = 0
+
+    @property
+    def merged_size(self) -> int:
+        """Width of a merger's input: the patches of one token side by side."""
+        return self.hidden_size * self.merge_size**2
 
 
 @dataclass(frozen=True)

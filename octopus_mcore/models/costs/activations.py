@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from octopus_mcore.models.costs.flops import Recompute
 from octopus_mcore.models.costs.layout import Chunk, Layout
 from octopus_mcore.models.costs.memory import BYTES, Dtype
-from octopus_mcore.models.costs.tower import TowerShape
 
 if TYPE_CHECKING:
-    from octopus_mcore.models.family import DecoderShape, ModelShape
+    from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
 
 _INDEX = 8
 """Bytes of an int64."""
@@ -81,7 +80,7 @@ def chunk_activations(
     if chunk.first:
         total += mine * _INDEX
         if model.vision is not None:
-            tower = model.vision.tower
+            tower = model.vision
             # Visual tokens are put in their places once; where they go is an index.
             total += patches // tower.merge_size**2 * (decoder.hidden_size * size + 2 * _INDEX) // layout.tensor
             if not freeze_vision:
@@ -121,12 +120,12 @@ def _norm(tokens: int, width: int, size: int) -> int:
     return tokens * (width * (4 + 2 * size) + 4)
 
 
-def tower_activations(shape: TowerShape, dtype: Dtype, patches: int) -> int:
+def tower_activations(shape: VisionShape, dtype: Dtype, patches: int) -> int:
     """Bytes that a trained vision tower saves for the images of one rank."""
     size, hidden = BYTES[dtype], shape.hidden_size
-    norm = hidden * (4 + 2 * size) + 4 if shape.gated else 2 * hidden * size + 8
+    norm = 2 * hidden * size + 8 if shape.plain else hidden * (4 + 2 * size) + 4
     attention = 7 * hidden * size  # queries, keys, the fused projection (3) that holds the values, outcome twice
-    mlp = (4 if shape.gated else 2) * shape.ffn_size * size
+    mlp = (2 if shape.plain else 4) * shape.ffn_size * size
     table = 4 * (_INDEX + 4) if shape.positions else 0
     blocks = patches * shape.depth * (2 * norm + attention + mlp)
     mergers = patches // shape.merge_size**2 * 3 * shape.merged_size * size * (1 + shape.deepstack_levels)

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from octopus_mcore.models.costs.tower import Grid, TowerShape, patches
+from octopus_mcore.models.costs.images import Grid, patches, tower_pairs
 
 if TYPE_CHECKING:
-    from octopus_mcore.models.family import DecoderShape, ModelShape
+    from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -112,17 +112,17 @@ def head_flops(shape: DecoderShape, selected: int, padded_vocabulary: int, train
     return Flops(needed, 2 * needed, needed + 4 * padding)
 
 
-def tower_flops(shape: TowerShape, grids: Iterable[Grid], training: bool = True) -> Flops:
+def tower_flops(shape: VisionShape, grids: Iterable[Grid], training: bool = True) -> Flops:
     """A vision tower; `training` is False for a frozen one as well. Pixels need no gradient, so the patch projection's backward
     pass is one product and not two."""
     grids = list(grids)
     count = patches(grids)
     tokens = count // shape.merge_size**2
-    block = 4 * shape.hidden_size**2 + (3 if shape.gated else 2) * shape.hidden_size * shape.ffn_size
+    block = 4 * shape.hidden_size**2 + (2 if shape.plain else 3) * shape.hidden_size * shape.ffn_size
     merger = shape.merged_size * (shape.merged_size + shape.out_features)
     pixels = 2 * count * shape.patch_features * shape.hidden_size
     linear = 2 * count * shape.depth * block + 2 * tokens * merger * (1 + shape.deepstack_levels)
-    attention = 4 * shape.pairs(grids) * shape.hidden_size
+    attention = 4 * tower_pairs(shape, grids) * shape.hidden_size
     forward = pixels + linear + attention
     if not training:
         return Flops(forward)
@@ -137,5 +137,5 @@ def model_flops(
     total = layers_flops(decoder, decoder.layers, work, recompute, training)
     total += head_flops(decoder, work.selected, padded_vocabulary, training)
     if model.vision is not None:
-        total += tower_flops(model.vision.tower, work.grids, training and not freeze_vision)
+        total += tower_flops(model.vision, work.grids, training and not freeze_vision)
     return total

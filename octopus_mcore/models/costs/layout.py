@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from octopus_mcore.config.schema import ParallelConfig
 
-VOCABULARY_MULTIPLE = 2
-
 
 @dataclass(frozen=True)
 class Chunk:
@@ -65,8 +63,3 @@ class Layout:
             chunks.append(Chunk(stage % self.pipeline, stage // self.pipeline, span, stage == 0, stage == count - 1))
             done += size
         return chunks
-
-    def padded_vocabulary(self, vocab_size: int) -> int:
-        """Rows of the embedding over all tensor-parallel ranks."""
-        multiple = self.tensor * VOCABULARY_MULTIPLE
-        return -(-vocab_size // multiple) * multiple

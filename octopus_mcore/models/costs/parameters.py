@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.models.costs.layout import Chunk, Layout
-from octopus_mcore.models.costs.tower import TowerShape
 
 if TYPE_CHECKING:
-    from octopus_mcore.models.family import DecoderShape, ModelShape
+    from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,22 @@ def mlp_elements(shape: DecoderShape, tensor: int = 1) -> list[int]:
     return [shape.hidden_size, 2 * matrix, matrix]
 
 
-def tower_elements(shape: TowerShape) -> list[int]:
+def tower_elements(shape: VisionShape) -> list[int]:
     """A vision tower, which every rank of the first stage holds whole."""
     hidden = shape.hidden_size
-    norm = [hidden] if shape.gated else [hidden] * 2
+    norm = [hidden] * 2 if shape.plain else [hidden]
     attention = [3 * hidden**2, 3 * hidden, hidden**2, hidden]
     wide = [hidden * shape.ffn_size, shape.ffn_size]
     narrow = [hidden * shape.ffn_size, hidden]
-    mlp = [*wide, *wide, *narrow] if shape.gated else [*wide, *narrow]
-    embedding = [shape.patch_features * hidden] + ([] if shape.gated else [hidden])
+    mlp = [*wide, *narrow] if shape.plain else [*wide, *wide, *narrow]
+    embedding = [shape.patch_features * hidden] + ([hidden] if shape.plain else [])
     positions = [shape.positions * hidden] if shape.positions else []
     blocks = [*norm, *norm, *attention, *mlp] * shape.depth
     deepstack = _merger(shape, [shape.merged_size] * 2) * shape.deepstack_levels
     return [*embedding, *positions, *blocks, *_merger(shape, norm), *deepstack]
 
 
-def _merger(shape: TowerShape, norm: Sequence[int]) -> list[int]:
+def _merger(shape: VisionShape, norm: Sequence[int]) -> list[int]:
     width = shape.merged_size
     return [*norm, width**2, width, width * shape.out_features, shape.out_features]
 
@@ -74,14 +74,14 @@ def model_elements(model: ModelShape) -> int:
     decoder = model.decoder
     layer = sum(attention_elements(decoder)) + sum(mlp_elements(decoder))
     matrices = (1 if decoder.tied else 2) * decoder.vocab_size * decoder.hidden_size
-    tower = 0 if model.vision is None else sum(tower_elements(model.vision.tower))
+    tower = 0 if model.vision is None else sum(tower_elements(model.vision))
     return matrices + decoder.layers * layer + decoder.hidden_size + tower
 
 
 def chunk_parameters(model: ModelShape, layout: Layout, chunk: Chunk, freeze_vision: bool = False) -> list[Parameter]:
     """What one rank holds of a chunk: embedding, layers, final norm, output matrix, vision tower."""
     decoder = model.decoder
-    matrix = layout.padded_vocabulary(decoder.vocab_size) * decoder.hidden_size // layout.tensor
+    matrix = padded_vocabulary(decoder.vocab_size, layout.tensor) * decoder.hidden_size // layout.tensor
     copied = decoder.tied and layout.pipeline > 1
     parameters = [Parameter(matrix, shared=copied)] if chunk.first else []
     layer = [*attention_elements(decoder, layout.tensor), *mlp_elements(decoder, layout.tensor)]
@@ -91,5 +91,5 @@ def chunk_parameters(model: ModelShape, layout: Layout, chunk: Chunk, freeze_vis
         if copied or not decoder.tied:
             parameters.append(Parameter(matrix, shared=copied))
     if chunk.first and model.vision is not None:
-        parameters += [Parameter(size, trained=not freeze_vision) for size in tower_elements(model.vision.tower)]
+        parameters += [Parameter(size, trained=not freeze_vision) for size in tower_elements(model.vision)]
     return parameters

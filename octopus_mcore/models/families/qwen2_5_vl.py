@@ -25,7 +25,22 @@ def _shape(hf: PretrainedConfig) -> ModelShape:
     decoder = decoder_shape(
         text, "text_config.", bool(hf.tie_word_embeddings), qk_norm=False, qkv_bias=True, rope_channels=channels
     )
-    return ModelShape(hf, decoder, VisionShape(hf.vision_config.spatial_merge_size, deepstack_levels=0))
+    return ModelShape(hf, decoder, _vision_shape(hf.vision_config))
+
+
+def _vision_shape(vision: PretrainedConfig) -> VisionShape:
+    return VisionShape(
+        merge_size=vision.spatial_merge_size,
+        deepstack_levels=0,
+        depth=vision.depth,
+        hidden_size=vision.hidden_size,
+        ffn_size=vision.intermediate_size,
+        patch_features=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        out_features=vision.out_hidden_size,
+        plain=False,
+        window=vision.window_size // vision.spatial_merge_size // vision.patch_size,
+        full_blocks=len(vision.fullatt_block_indexes),
+    )
 
 
 def _weight_map(shape: ModelShape, padded_vocab_size: int) -> list[WeightEntry]:

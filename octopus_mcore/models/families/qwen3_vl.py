@@ -26,7 +26,20 @@ def _shape(hf: PretrainedConfig) -> ModelShape:
     decoder = decoder_shape(
         text, "text_config.", bool(hf.tie_word_embeddings), qk_norm=True, qkv_bias=False, rope_channels=channels
     )
-    return ModelShape(hf, decoder, VisionShape(vision.spatial_merge_size, len(vision.deepstack_visual_indexes)))
+    return ModelShape(hf, decoder, _vision_shape(vision))
+
+
+def _vision_shape(vision: PretrainedConfig) -> VisionShape:
+    return VisionShape(
+        merge_size=vision.spatial_merge_size,
+        deepstack_levels=len(vision.deepstack_visual_indexes),
+        depth=vision.depth,
+        hidden_size=vision.hidden_size,
+        ffn_size=vision.intermediate_size,
+        patch_features=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        out_features=vision.out_hidden_size,
+        positions=vision.num_position_embeddings,
+    )
 
 
 def _weight_map(shape: ModelShape, padded_vocab_size: int) -> list[WeightEntry]:

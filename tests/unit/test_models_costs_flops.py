@@ -1,0 +1,183 @@
+"""Operations by arithmetic against torch's own count on Transformers' models, forward and backward, and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig, Qwen2_5_VLConfig, Qwen2Config, Qwen3Config
+from transformers.vision_utils import get_vision_attention_seqlens, get_vision_window_index
+
+from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops, model_flops, tower_flops
+from octopus_mcore.models.costs.images import Grid, frame_pairs, patches, window_pairs
+from octopus_mcore.models.costs.peaks import peak_flops
+from octopus_mcore.models.families import family_of
+from octopus_mcore.policy.token_head import selected_log_probs
+from tests.tiny import IMAGE_PAD, tiny_config
+
+TEXT = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
+ROPE = dict(rope_type="default", rope_theta=10000.0)
+GRIDS = [(1, 4, 6), (1, 10, 8), (1, 2, 18)]
+"""In patches. Windows of the tiny Qwen2.5-VL are 2 tokens wide: every image has incomplete ones."""
+
+
+def windowed_config() -> Qwen2_5_VLConfig:
+    return Qwen2_5_VLConfig(
+        text_config={**TEXT, "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}},
+        vision_config=dict(
+            depth=3,
+            hidden_size=32,
+            intermediate_size=40,
+            num_heads=2,
+            patch_size=4,
+            window_size=16,
+            fullatt_block_indexes=[1],
+            out_hidden_size=32,
+        ),
+        image_token_id=IMAGE_PAD,
+        video_token_id=6,
+        vision_start_token_id=4,
+        vision_end_token_id=7,
+    )
+
+
+CONFIGS = {
+    "qwen3_vl": tiny_config(tied=True),
+    "qwen2_5_vl": windowed_config(),
+    "qwen3": Qwen3Config(**TEXT, head_dim=16, rope_parameters=ROPE),
+    "qwen2": Qwen2Config(**TEXT, rope_parameters=ROPE),
+}
+
+WINDOWED = family_of(CONFIGS["qwen2_5_vl"]).shape(CONFIGS["qwen2_5_vl"])
+
+
+def counted(config: PretrainedConfig, tokens: int, grids: list[Grid]) -> Flops:
+    """What torch counts on Transformers' model with eager attention, which computes all tokens × tokens scores."""
+    config._attn_implementation = "eager"
+    model = family_of(config).hf_class(config)
+    ids = torch.full((1, tokens), 9)
+    inputs = {}
+    if grids:
+        place = 1
+        for _, rows, columns in grids:
+            ids[0, place : place + rows * columns // 4] = IMAGE_PAD
+            place += rows * columns // 4 + 1
+        features = family_of(config).shape(config).vision.patch_features
+        inputs["pixel_values"] = torch.zeros(patches(grids), features)
+        inputs["image_grid_thw"] = torch.tensor(grids)
+        inputs["mm_token_type_ids"] = (ids == IMAGE_PAD).int()
+    with FlopCounterMode(display=False) as forward:
+        loss = model(input_ids=ids, **inputs).logits.sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    return Flops(forward.get_total_flops(), backward.get_total_flops())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_operations_equal_torchs_count(name: str) -> None:
+    config, tokens = CONFIGS[name], 90
+    shape = family_of(config).shape(config)
+    grids = GRIDS if shape.vision is not None else []
+    work = Work(tokens, tokens**2, selected=tokens, grids=tuple(grids))
+    ours = model_flops(shape, work, shape.decoder.vocab_size, "none", freeze_vision=False)
+    theirs = counted(config, tokens, grids)
+    assert ours.forward == theirs.forward
+    assert ours.backward == theirs.backward
+
+
+def test_causal_rows_have_half_of_the_square_and_rows_do_not_see_each_other() -> None:
+    work = Work.of_rows([3, 5], selected=4)
+    assert (work.tokens, work.pairs, work.selected, work.padding) == (8, (1 + 2 + 3) + (1 + 2 + 3 + 4 + 5), 4, 0)
+
+
+def test_a_layer_by_hand() -> None:
+    """hidden 32, 4 heads and 2 key-value heads of 16, MLP 48."""
+    shape = family_of(CONFIGS["qwen3_vl"]).shape(CONFIGS["qwen3_vl"]).decoder
+    work = Work(tokens=10, pairs=55, selected=3)
+    projections = 10 * 2 * (32 * 64 + 2 * 32 * 32 + 64 * 32)
+    mlp = 10 * 2 * 3 * 32 * 48
+    scores = values = 55 * 2 * 4 * 16
+    forward = projections + mlp + scores + values
+    assert layers_flops(shape, 2, work, "none") == Flops(2 * forward, 4 * forward, 2 * scores)
+    assert layers_flops(shape, 1, work, "selective").extra == scores + (scores + values)
+    assert layers_flops(shape, 1, work, "full").extra == scores + forward
+    assert layers_flops(shape, 1, work, "full", training=False) == Flops(forward)
+
+
+def test_padding_costs_the_hardware_but_is_no_work_of_the_model() -> None:
+    shape = family_of(CONFIGS["qwen2"]).shape(CONFIGS["qwen2"]).decoder
+    work, padded = Work(10, 55, 3), Work(10, 55, 3, padding=4)
+    alone = layers_flops(shape, 1, Work(4, 4 + 3 + 2 + 1), "none").model
+    assert layers_flops(shape, 1, padded, "none").model == layers_flops(shape, 1, work, "none").model
+    assert layers_flops(shape, 1, padded, "none").extra == layers_flops(shape, 1, work, "none").extra + alone
+
+
+def test_the_head_costs_what_the_token_head_computes() -> None:
+    """Logits of the selected tokens, again in the backward pass, with the padding rows of the vocabulary."""
+    shape = family_of(CONFIGS["qwen3"]).shape(CONFIGS["qwen3"]).decoder
+    hidden = torch.randn(7, shape.hidden_size, requires_grad=True)
+    weight = torch.randn(104, shape.hidden_size, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        log_probs, _ = selected_log_probs(hidden, weight, torch.arange(7), temperature=1.0, vocab_size=shape.vocab_size)
+    with FlopCounterMode(display=False) as backward:
+        log_probs.sum().backward()
+    ours = head_flops(shape, 7, 104)
+    assert ours.hardware == forward.get_total_flops() + backward.get_total_flops()
+    assert head_flops(shape, 7, 104, training=False).hardware == forward.get_total_flops()
+    assert ours.model == 3 * 2 * 7 * 32 * 99
+
+
+def test_a_frozen_tower_has_no_backward_pass() -> None:
+    shape = family_of(CONFIGS["qwen3_vl"]).shape(CONFIGS["qwen3_vl"])
+    work = Work(90, 90 * 91 // 2, 20, grids=((1, 4, 6),))
+    trained, frozen = (model_flops(shape, work, 100, "none", freeze_vision=flag) for flag in (False, True))
+    assert trained.forward == frozen.forward
+    assert trained.backward - frozen.backward == tower_flops(shape.vision, work.grids).backward
+    assert tower_flops(shape.vision, work.grids, training=False).hardware == tower_flops(shape.vision, work.grids).forward
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), st.integers(1, 4))
+def test_windows_are_those_of_transformers(images: list[Grid], window: int) -> None:
+    grids = [(frames, 2 * rows, 2 * columns) for frames, rows, columns in images]
+    _, ends = get_vision_window_index(torch.tensor(grids), spatial_merge_size=2, window_size=window * 2 * 4, patch_size=4)
+    shape = replace(WINDOWED.vision, window=window)
+    assert window_pairs(shape, grids) == int((ends.diff() ** 2).sum())
+    bounds = get_vision_attention_seqlens(torch.tensor(grids), CONFIGS["qwen2_5_vl"].vision_config)[0]
+    assert frame_pairs(grids) == int((bounds.diff() ** 2).sum())
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+def test_videos_attend_frame_by_frame(name: str) -> None:
+    """A tower alone, on an image and a video."""
+    config, grids = CONFIGS[name], [(1, 4, 6), (3, 2, 8)]
+    family, shape = family_of(config), family_of(config).shape(config).vision
+    config.vision_config._attn_implementation = "eager"
+    tower = family.vision_tower(config)
+    with FlopCounterMode(display=False) as forward:
+        output = tower(torch.zeros(patches(grids), shape.patch_features), grid_thw=torch.tensor(grids))
+    with FlopCounterMode(display=False) as backward:
+        sum(part.sum() for part in (output.pooler_output, *getattr(output, "deepstack_features", ()))).backward()
+    assert tower_flops(shape, grids).forward == forward.get_total_flops()
+    assert tower_flops(shape, grids).backward == backward.get_total_flops()
+
+
+def test_peaks() -> None:
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("NVIDIA A100-SXM4-80GB", "fp8") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H200") == 989e12 and peak_flops("NVIDIA H200", "fp8") == 1979e12
+    assert peak_flops("NVIDIA H200 NVL") == 835e12 and peak_flops("NVIDIA B200") == 2250e12
+    for unknown in ("cpu", "NVIDIA GeForce RTX 3090", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GB2000"):
+        assert peak_flops(unknown) is None
