@@ -10,18 +10,21 @@ import torch
 
 from octopus_mcore.config.schema import LossConfig
 from octopus_mcore.experience.types import TrainingSignal
+from octopus_mcore.models.costs.flops import Work
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.denominators import Denominators, count_denominators, total_weight
 from octopus_mcore.policy.losses import Stats, kl_loss, nll_loss, policy_loss
+from octopus_mcore.policy.work import micro_batch_work
 
 
 @dataclass(frozen=True)
 class LossRecord:
     """What a training micro-batch hands back: its shares of the global loss and of its terms by name, which add up over
-    micro-batches and ranks, and its statistics (`policy.losses`)."""
+    micro-batches and ranks, its statistics (`policy.losses`), and how much work it was."""
 
     losses: dict[str, torch.Tensor]
     stats: Stats
+    work: Work
 
 
 def measure(
@@ -94,7 +97,7 @@ class PolicyObjective:
             losses["kl_loss"] = kl
             stats |= kl_stats
             loss = loss + kl
-        return loss, _record({**losses, "loss": loss}, stats)
+        return loss, _record({**losses, "loss": loss}, stats, batch)
 
 
 class SupervisedObjective:
@@ -117,7 +120,7 @@ class SupervisedObjective:
         weights = torch.from_numpy(np.concatenate([*chosen, np.zeros(0, dtype=np.float32)])).to(log_probs.device)
         loss, stats = nll_loss(log_probs=log_probs, weights=weights)
         loss = loss / self._total
-        return loss, _record({"loss": loss}, stats)
+        return loss, _record({"loss": loss}, stats, batch)
 
 
 def _all_weighted(signals: Sequence[RowSignal]) -> bool:
@@ -131,9 +134,11 @@ def _selection(signal: TrainingSignal, config: LossConfig) -> np.ndarray:
     return signal.policy_mask | signal.kl_mask if config.kl_coefficient > 0 else signal.policy_mask
 
 
-def _record(losses: dict[str, torch.Tensor], stats: Stats) -> LossRecord:
+def _record(losses: dict[str, torch.Tensor], stats: Stats, batch: MicroBatch) -> LossRecord:
     return LossRecord(
-        {name: value.detach().double().cpu() for name, value in losses.items()}, {k: v.cpu() for k, v in stats.items()}
+        {name: value.detach().double().cpu() for name, value in losses.items()},
+        {k: v.cpu() for k, v in stats.items()},
+        micro_batch_work(batch),
     )
 
 

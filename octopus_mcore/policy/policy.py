@@ -12,6 +12,8 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
+from octopus_mcore.models.costs.flops import Flops, Work, model_flops
+from octopus_mcore.models.decoder_config import padded_vocab_size
 from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
@@ -27,12 +29,15 @@ from octopus_mcore.runtime.world import World
 @dataclass(frozen=True)
 class UpdateReport:
     """One optimizer update of a global mini-batch: `losses` holds `loss` and its terms, `means` the statistics of
-    `policy.losses`, then gradient norm and learning rate."""
+    `policy.losses`, then gradient norm and learning rate, and over all replicas the tokens of its rows and the operations of
+    its forward and backward passes."""
 
     losses: Mapping[str, float]
     means: Mapping[str, float]
     grad_norm: float
     learning_rate: float
+    tokens: int = 0
+    flops: Flops = Flops()
 
 
 class Policy:
@@ -113,7 +118,15 @@ class Policy:
         self.version += 1
         gathered = [record for part in self._world.all_gather(records) for record in part]
         losses = {name: float(sum(record.losses[name] for record in gathered)) for name in gathered[0].losses}
-        return UpdateReport(losses, means(add_stats(*(record.stats for record in gathered))), grad_norm, learning_rate)
+        work = sum((record.work for record in gathered), Work())
+        return UpdateReport(
+            losses,
+            means(add_stats(*(record.stats for record in gathered))),
+            grad_norm,
+            learning_rate,
+            work.tokens,
+            self._flops(work),
+        )
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:
         """The current weights as Hugging Face tensors (see `WeightExporter.stream`)."""
@@ -126,6 +139,11 @@ class Policy:
         work = self._plan(rows, objective.selections)
         records = run_pass(self.main, work, objective, head, self._images, self._world, forward_only=False)
         return records if self._world.leads_stage else []
+
+    def _flops(self, work: Work) -> Flops:
+        shape, model = self.main.shape, self._config.model
+        rows = padded_vocab_size(shape.decoder, self._config.parallel)
+        return model_flops(shape, work, rows, model.recompute, model.freeze_vision)
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         plan = plan_micro_batches(

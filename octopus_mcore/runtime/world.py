@@ -105,6 +105,11 @@ def device_name(device: torch.device) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
+def device_model(device: torch.device) -> str:
+    """What kind of device it is, such as "NVIDIA H100 80GB HBM3"; "cpu" for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 @contextmanager
 def join_world(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[World]:
     """Joins the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), builds Megatron's groups, yields

@@ -12,6 +12,7 @@ from octopus_mcore.experience.journal import append_groups
 from octopus_mcore.experience.stages import StageContext, excluded_natives
 from octopus_mcore.experience.statistics import rollout_statistics
 from octopus_mcore.experience.types import Group
+from octopus_mcore.policy.policy import UpdateReport
 from octopus_mcore.policy.schedule import learning_rate
 from octopus_mcore.rewards.shaping import pair_judgement
 from octopus_mcore.training.phase import begin_phase, end_step
@@ -44,23 +45,23 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             if batch.alarm is not None:
                 session.progress.warn(f"{name} step {step}: {batch.alarm}")
             with session.timer("update"):
-                updates = _update(session, phase, step, batch)
+                reports = _update(session, phase, step, batch)
             natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
-            metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics | updates
-            metrics |= session.seat.losses()
+            metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics
+            metrics |= update_metrics(reports) | session.performance(reports) | session.seat.losses()
             session.state.buffer = buffer.state_dict()
             _journal(session, name, step, groups, batch.groups)
             end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)
 
 
-def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) -> dict[str, float]:
-    """The step's optimizer updates, whole groups in each; their mean metrics."""
+def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) -> list[UpdateReport]:
+    """The step's optimizer updates, whole groups in each."""
     total = phase.steps * phase.updates_per_step
     reports = []
     for number, (rows, objective) in enumerate(batch.mini_batches(phase.updates_per_step, phase.loss)):
         rate = learning_rate((step - 1) * phase.updates_per_step + number, phase.optimizer, total)
         reports.append(session.policy.update(rows, objective, phase.rollout.temperature, rate))
-    return update_metrics(reports)
+    return reports
 
 
 def _journal(session: Session, name: str, step: int, sampled: Sequence[Group], trained: Sequence[Group]) -> None:

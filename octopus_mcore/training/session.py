@@ -15,19 +15,21 @@ from octopus_mcore.data.rows import PromptSource
 from octopus_mcore.experience.journal import read_groups
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import Group, Prompt
+from octopus_mcore.models.costs.peaks import peak_flops
 from octopus_mcore.models.hf_folder import save_hf_folder
 from octopus_mcore.observe.metrics import MetricLog
 from octopus_mcore.observe.progress import Progress
 from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.observe.timer import StepTimer
-from octopus_mcore.policy.policy import Policy
+from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
 from octopus_mcore.runtime.seeds import key_bits
-from octopus_mcore.runtime.world import World
+from octopus_mcore.runtime.world import World, device_model
 from octopus_mcore.training.engine_seat import EngineSeat
 from octopus_mcore.training.evaluate import Tallies, evaluation_metrics, evaluation_tallies
+from octopus_mcore.training.performance import performance_metrics
 
 _MOST_TOO_LONG_IN_A_ROW = 1000
 """When so many prompts in a row are too long, the limit is wrong and none will ever fit."""
@@ -152,6 +154,11 @@ class Session:
         """Writes metrics on the main rank."""
         if self.log is not None:
             self.log.write(phase, step, metrics)
+
+    def performance(self, reports: Sequence[UpdateReport]) -> dict[str, float]:
+        """How well the step's updates used the machine; they were timed as `update`."""
+        peak = peak_flops(device_model(self.world.device), self.config.model.dtype)
+        return performance_metrics(reports, self.timer.seconds.get("update", 0.0), self.world.size, peak)
 
     def export(self, name: str) -> None:
         """Writes the policy as a Hugging Face folder into the run directory. Collective."""

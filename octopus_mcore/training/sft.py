@@ -28,7 +28,7 @@ def run_sft_phase(session: Session, name: str, phase: SFTPhaseConfig) -> None:
                 rate = learning_rate(step - 1, phase.optimizer, phase.steps)
                 objective = SupervisedObjective([example.weights for example in examples])
                 report = session.policy.update(rows, objective, temperature=1.0, learning_rate=rate)
-            metrics = update_metrics([report]) | {"data/too_long": float(skipped)}
+            metrics = update_metrics([report]) | session.performance([report]) | {"data/too_long": float(skipped)}
             end_step(session, name, phase, step, metrics, judge)
 
 

@@ -2,6 +2,6 @@
 
 `layout` cuts layers into stages, `images` counts patches and who attends to whom, `parameters` counts weights, `memory` turns them into the
 bytes that Megatron allocates, `activations` estimates what autograd keeps, `flops` counts operations from real lengths, `peaks`
-knows devices, `report` puts it all into words for the planner. Nothing here imports torch, Megatron or Transformers.
+knows devices. Nothing here imports torch, Megatron or Transformers.
 `docs/costs.md` has the formulas, and says what is exact and what is an estimate.
 """

@@ -18,12 +18,13 @@ _PEAKS = (
 sheets of the A100, H100, H200 and of HGX B200; where they print the sparse figure only, half of it. The first match counts."""
 
 
-def peak_flops(device: str, precision: Literal["bfloat16", "fp8"] = "bfloat16") -> float | None:
+def peak_flops(device: str, precision: Literal["float32", "bfloat16", "fp8"] = "bfloat16") -> float | None:
     """Dense peak of a device by the name that the driver gives it (`torch.cuda.get_device_name`), in operations per second.
 
-    None where it is not known: the CPU, other chips, FP8 on a chip that has none, and slices of a chip (MIG).
+    None where it is not known: the CPU, other chips, FP8 on a chip that has none, slices of a chip (MIG), and float32, whose
+    rate depends on how products are rounded.
     """
-    if "MIG" in device.split():
+    if precision == "float32" or "MIG" in device.split():
         return None
     for pattern, bfloat16, fp8 in _PEAKS:
         if re.search(pattern, device):

@@ -1,0 +1,84 @@
+"""How much work micro-batches of rows and trees are, and what updates tell of their speed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octopus_mcore.models.costs.flops import Flops, Work
+from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.policy.policy import UpdateReport
+from octopus_mcore.policy.rows import pack_rows
+from octopus_mcore.policy.work import micro_batch_work
+from octopus_mcore.training.performance import performance_metrics
+from tests.tiny import tiny_batch
+
+
+def allowed(batch: MicroBatch, real: int) -> int:
+    """Pairs (q, k) of the first `real` tokens with k ≤ q < subtree_end[k], one by one."""
+    end = batch.subtree_end.tolist()
+    return sum(k <= q < end[k] for q in range(real) for k in range(real))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.sampled_from([1, 4, 16]), st.integers(0, 99))
+def test_packed_rows(images: list[int], multiple: int, seed: int) -> None:
+    tiny = tiny_batch(seed, tuple(images))
+    batch = pack_rows(tiny.rows, tiny.selections, 2, multiple)
+    lengths = [len(row) for row in tiny.rows]
+    distinct = {image.key: image.grid_thw for row in tiny.rows for image in row.images}
+    work = micro_batch_work(batch)
+    assert work.padding == len(batch) - sum(lengths) and work.pairs == allowed(batch, sum(lengths))
+    expected = Work.of_rows(lengths, sum(int(chosen.sum()) for chosen in tiny.selections), distinct.values())
+    assert (work.tokens, work.pairs, work.selected) == (expected.tokens, expected.pairs, expected.selected)
+    assert sorted(work.grids) == sorted(expected.grids)
+
+
+def test_a_tree_attends_to_its_paths_only() -> None:
+    """A prompt of 3 tokens, two first attempts of 2, the first of them with two corrections of 1 and 2; one token of padding."""
+    end = [10] * 3 + [8] * 2 + [6] + [8] * 2 + [10] * 2 + [11]
+    batch = MicroBatch(
+        token_ids=torch.zeros(11, dtype=torch.int64),
+        position_ids=torch.zeros((3, 11), dtype=torch.int64),
+        subtree_end=torch.tensor(end, dtype=torch.int32),
+        row_nodes=((0, 1, 2), (0, 1, 3), (0, 4)),
+        selected=torch.tensor([4, 5]),
+        targets=torch.tensor([0, 0]),
+        selected_row=torch.tensor([0, 1]),
+    )
+    work = micro_batch_work(batch)
+    prompt, first, corrections, second = 6, 2 * 3 + 3, (5 + 1) + (2 * 5 + 3), 2 * 3 + 3
+    assert (work.tokens, work.padding, work.selected) == (10, 1, 2)
+    assert work.pairs == prompt + first + corrections + second == allowed(batch, 10)
+
+
+def test_a_micro_batch_without_rows_is_padding() -> None:
+    assert micro_batch_work(pack_rows([], [], 2, 4)) == Work(padding=4)
+
+
+def test_rates_and_shares_of_the_peak() -> None:
+    reports = [
+        UpdateReport({}, {}, 1.0, 0.1, tokens=600, flops=Flops(forward=10**12, backward=2 * 10**12, extra=10**12)),
+        UpdateReport({}, {}, 1.0, 0.1, tokens=400, flops=Flops(forward=10**12)),
+    ]
+    metrics = performance_metrics(reports, seconds=2.0, ranks=4, peak=2e12)
+    assert metrics == pytest.approx(
+        {
+            "perf/tokens_per_second": 500.0,
+            "perf/model_tflops_per_second_per_rank": 0.5,
+            "perf/hardware_tflops_per_second_per_rank": 0.625,
+            "perf/mfu": 0.25,
+            "perf/hfu": 0.3125,
+        }
+    )
+    assert "perf/mfu" not in performance_metrics(reports, 2.0, 4, peak=None)
+    assert performance_metrics([], 2.0, 4, peak=2e12) == {}
+
+
+def test_selections_count_once_per_row() -> None:
+    tiny = tiny_batch(1, (0, 0))
+    nothing = [np.zeros_like(chosen) for chosen in tiny.selections]
+    assert micro_batch_work(pack_rows(tiny.rows, nothing, 2)).selected == 0
