@@ -159,8 +159,8 @@ def test_stages_are_dealt_in_turn() -> None:
 
 
 def test_micro_batches_under_way() -> None:
-    """1F1B: as many as there are stages from here to the end. Interleaved on PP 4, VPP 2: rank 0 starts 2·3 + 4 + 1 = 11 passes,
-    four of its first chunk, four of its second, three of its first."""
+    """1F1B: as many as there are stages from here to the end. Interleaved on PP 4, VPP 2: rank 0 starts 2·3 + 4 + 1 = 11
+    passes, four of its first chunk, four of its second, three of its first."""
     assert [under_way(Layout(pipeline=4), rank, 0) for rank in range(4)] == [4, 3, 2, 1]
     interleaved = Layout(pipeline=4, virtual=2)
     assert [[under_way(interleaved, rank, virtual) for virtual in (0, 1)] for rank in range(4)] == [

@@ -38,7 +38,7 @@ def test_packed_rows(images: list[int], multiple: int, seed: int) -> None:
 
 
 def test_a_tree_attends_to_its_paths_only() -> None:
-    """A prompt of 3 tokens, two first attempts of 2, the first of them with two corrections of 1 and 2; one token of padding."""
+    """A prompt of 3 tokens, two first attempts of 2, the first of them with two corrections (1 and 2); one token of padding."""
     end = [10] * 3 + [8] * 2 + [6] + [8] * 2 + [10] * 2 + [11]
     batch = MicroBatch(
         token_ids=torch.zeros(11, dtype=torch.int64),

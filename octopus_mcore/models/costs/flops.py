@@ -86,8 +86,8 @@ def mlp_weights(shape: DecoderShape) -> int:
 def layers_flops(shape: DecoderShape, layers: int, work: Work, recompute: Recompute, training: bool = True) -> Flops:
     """Some decoder layers.
 
-    Besides what is needed: fused attention makes the scores again in its backward pass; `selective` recomputation the whole core
-    attention, `full` the whole layer; and padding, a row of its own, passes through everything.
+    Besides what is needed: fused attention makes the scores again in its backward pass, `selective` recomputation the whole
+    core attention, `full` the whole layer; and padding, a row of its own, passes through everything.
     """
     linear, attention = _layer_forward(shape, work.tokens, work.pairs)
     idle = sum(_layer_forward(shape, work.padding, work.padding * (work.padding + 1) // 2))
