@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-engines lint docs clean
+.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-engines check-megatron test-newest-megatron lint docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -34,6 +34,13 @@ test-distributed: setup ## Tests with several ranks on gloo
 
 test-engines: setup-engines ## Tests against real SGLang servers on the CPU
 	OCTOPUS_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PYTEST) tests/engines
+
+check-megatron: setup ## Hold every use of Megatron-Core against the sources of its newest release (seconds; downloads the wheel)
+	$(BIN)/python tools/check_megatron_api.py
+
+test-newest-megatron: setup ## Tests with several ranks on the Python sources of the newest Megatron-Core (downloads 200 MB)
+	$(BIN)/python tools/check_megatron_api.py --unpack build/newest-megatron
+	PYTHONPATH=build/newest-megatron $(PYTEST) tests/distributed
 
 lint: setup ## Style, import floors, shell scripts
 	$(BIN)/ruff check .

@@ -20,40 +20,50 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBuffer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 _SETTINGS = ("weight_decay", "betas", "eps")
 """What the configuration says of a parameter group; the learning rate is given with every update."""
 
 
-def allocate_state(optimizer: MegatronOptimizer) -> None:
+def distributed_parts(optimizer: ChainedOptimizer) -> list[DistributedOptimizer]:
+    """The optimizers behind Megatron's one: of the dense parameters, and of experts where there are any."""
+    return optimizer.chained_optimizers
+
+
+def allocate_state(optimizer: ChainedOptimizer) -> None:
     """Gives a fresh optimizer its moment tensors, so that a checkpoint has something to load into.
 
     Megatron does this with a step on zero gradients; weight decay moves the weights, so load model and optimizer afterwards.
     """
-    for part in optimizer.chained_optimizers:
+    for part in distributed_parts(optimizer):
         part._init_optimizer_states_with_dummy_values()
 
 
-def keep_padding(optimizer: MegatronOptimizer) -> None:
+def keep_padding(optimizer: ChainedOptimizer) -> None:
     """Makes checkpoints count bucket padding as data, as parameter offsets do (fault 3).
     Call once, before the first checkpoint."""
-    for part in optimizer.chained_optimizers:
+    for part in distributed_parts(optimizer):
         for buffer in part.buffers:
-            buffer.numel_unpadded = buffer.numel
-            for bucket in buffer.buckets:
-                bucket.numel_unpadded = bucket.grad_data.numel()
+            _count_padding(buffer)
 
 
-def load_state(optimizer: MegatronOptimizer, state: Mapping[str, Any]) -> None:
+def _count_padding(buffer: _ParamAndGradBuffer) -> None:
+    buffer.numel_unpadded = buffer.numel
+    for bucket in buffer.buckets:
+        bucket.numel_unpadded = bucket.grad_data.numel()
+
+
+def load_state(optimizer: ChainedOptimizer, state: Mapping[str, Any]) -> None:
     """`optimizer.load_state_dict` without faults 1, 2 and 4."""
     settings = [{name: group[name] for name in _SETTINGS} for group in optimizer.param_groups]
-    with _without_step_lookup(optimizer.chained_optimizers):
+    with _without_step_lookup(distributed_parts(optimizer)):
         optimizer.load_state_dict(state)
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
-    for part in optimizer.chained_optimizers:
+    for part in distributed_parts(optimizer):
         for moments in part.optimizer.state.values():
             if "step" in moments:
                 moments["step"] = moments["step"].clone()

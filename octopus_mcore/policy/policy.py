@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
@@ -18,6 +18,7 @@ from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
 from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
+from octopus_mcore.policy.optimizer_state import distributed_parts
 from octopus_mcore.policy.packing import plan_micro_batches
 from octopus_mcore.policy.residence import Part, Residence
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
@@ -57,7 +58,7 @@ class Policy:
         self._banned = banned_token_ids
         self.main = build_role("policy", config, world, trained=True)
         self.reference: Role | None = None
-        self.optimizer: MegatronOptimizer | None = None
+        self.optimizer: ChainedOptimizer | None = None
         self.version = 0
         # Half a bucket here and a bucket in the transport leave room for a parameter's tensors within two buckets.
         self._exporter = WeightExporter(self.main.model, self.main.entries, config.rollout.sglang.sync_bucket_mb * 2**19)
@@ -161,7 +162,7 @@ class Policy:
 
     def _optimizer_state(self) -> Iterator[torch.Tensor]:
         """Moments, and the float32 weights where the model's own are narrower. Step counters stay where they are."""
-        for part in self.optimizer.chained_optimizers if self.optimizer is not None else ():
+        for part in distributed_parts(self.optimizer) if self.optimizer is not None else ():
             for group in part.optimizer.param_groups:
                 yield from group["params"]
             for state in part.optimizer.state.values():

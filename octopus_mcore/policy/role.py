@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
@@ -67,10 +67,10 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     return Role(name, shape, entries, model, wrapped)
 
 
-def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
+def build_optimizer(role: Role, config: OptimizerConfig) -> ChainedOptimizer:
     """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed."""
     dtype = role.model.config.params_dtype
-    optimizer = get_megatron_optimizer(
+    optimizer: ChainedOptimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -92,7 +92,7 @@ def build_optimizer(role: Role, config: OptimizerConfig) -> MegatronOptimizer:
     return optimizer
 
 
-def apply_update(optimizer: MegatronOptimizer, lr: float) -> float:
+def apply_update(optimizer: ChainedOptimizer, lr: float) -> float:
     """One optimizer step at learning rate `lr`; returns the gradient norm before clipping.
 
     Raises:

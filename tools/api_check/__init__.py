@@ -1,0 +1,1 @@
+"""Static comparison of what octopus_mcore uses of Megatron-Core with given Megatron-Core sources; nothing of either is run."""
