@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class RunDirectory:
 
     ```
     config.yaml                          resolved configuration
+    starts.jsonl                         every start: when, on how many ranks, with which versions
     metrics.jsonl  tensorboard/          records
     rollouts/<phase>/step_000010.jsonl   rollouts with spans and provenance
     checkpoints/<phase>/step_000010/     distributed checkpoints
@@ -40,6 +42,11 @@ class RunDirectory:
     def config_file(self) -> Path:
         """The resolved configuration of the latest start."""
         return self.path / "config.yaml"
+
+    @property
+    def starts_file(self) -> Path:
+        """One JSON record per start of the run."""
+        return self.path / "starts.jsonl"
 
     @property
     def metrics_file(self) -> Path:
@@ -104,6 +111,12 @@ class RunDirectory:
             taken = [int(file.suffixes[0][1:]) for file in self.path.glob("config.*.yaml") if file.suffixes[0][1:].isdigit()]
             self.config_file.rename(self.path / f"config.{max(taken, default=0) + 1}.yaml")
         write_atomically(self.config_file, text)
+
+    def record_start(self, record: Mapping[str, Any]) -> None:
+        """Adds a line with the time (UTC) and `record` to `starts.jsonl`."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self.starts_file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"time": now, **record}, ensure_ascii=False) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, replacing an older one."""

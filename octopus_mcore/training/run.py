@@ -19,6 +19,7 @@ from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.observe.timer import StepTimer
 from octopus_mcore.policy.checkpoint import load_checkpoint
 from octopus_mcore.policy.policy import Policy
+from octopus_mcore.runtime.versions import hardware, header, versions
 from octopus_mcore.runtime.world import World, join_world
 from octopus_mcore.training.engines import build_seat
 from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
@@ -47,6 +48,8 @@ def train_rank(config: Config) -> None:
         # Read once: on a shared file system, nodes may see different moments.
         state = world.broadcast(resume_state(config, directory) if world.is_main else None)
         session = _open_session(config, world, directory, state, stack)
+        if world.is_main:
+            _say_versions(session)
         for name, phase in _remaining(config, state, session):
             run = run_sft_phase if isinstance(phase, SFTPhaseConfig) else run_rl_phase
             run(session, name, phase)
@@ -86,6 +89,14 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
         state=state,
         timer=StepTimer(on_enter=progress.activity),
     )
+
+
+def _say_versions(session: Session) -> None:
+    """The header of a run: what it runs on, printed and kept in the run directory."""
+    world, found = session.world, versions()
+    session.progress.note(header(found))
+    session.progress.note(f"{world.size} ranks · {hardware(world.device)}")
+    session.directory.record_start({"ranks": world.size, "device": hardware(world.device), "versions": found})
 
 
 def _validate_sources(config: Config) -> None:

@@ -25,6 +25,7 @@ from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.policy.checkpoint import is_finished
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import GenerationRequest, SamplingParams
+from octopus_mcore.runtime.versions import header, versions
 from octopus_mcore.training.evaluate import evaluation_prompts
 from tests.integration.commands import (
     REPOSITORY,
@@ -68,6 +69,12 @@ def test_it_is_quick(smoke: FinishedRun, capsys: pytest.CaptureFixture) -> None:
     with capsys.disabled():
         print(f"\nsmoke run: {smoke.seconds:.0f} s")
     assert smoke.seconds < 240
+
+
+def test_the_header_says_what_the_run_runs_on(smoke: FinishedRun) -> None:
+    assert header(versions()) in smoke.output.replace("\n", " ")
+    (start,) = smoke.directory.starts_file.read_text().splitlines()
+    assert json.loads(start)["versions"] == versions() and json.loads(start)["ranks"] == 1
 
 
 def test_supervised_losses_fall(smoke: FinishedRun) -> None:
