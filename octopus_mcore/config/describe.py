@@ -95,6 +95,8 @@ def _layout(config: Config, world_size: int | None) -> Iterator[str]:
     started = "started by the launcher" if world_size is not None else "started by this command"
     yield f"{ranks} rank{'s' if ranks != 1 else ''} ({started}), CPU threads of each: {config.runtime.threads}"
     yield f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × context {parallel.context} × data {size}"
+    if parallel.virtual > 1:
+        yield f"{parallel.virtual} virtual stages on each pipeline rank"
     sequence = "on" if parallel.sequence_parallel else "off"
     yield f"sequence parallelism {sequence}, {config.model.dtype}, recompute {config.model.recompute}"
     if Path(config.model.path).exists():

@@ -11,6 +11,7 @@ from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.schema import Config, ParallelConfig, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -22,7 +23,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
     `world_size` is the number of ranks that were started, None when this command starts them. `hf_config` is the content of the
     checkpoint's `config.json` (`config.load.read_hf_config`), None when the folder does not exist yet.
     """
-    violations = [*_check_world(config, world_size), *_check_names(config)]
+    violations = [*_check_world(config, world_size), *check_stage_list(config.parallel), *_check_names(config)]
     size = data_parallel_size(config, world_size)
     for name, phase in config.phases.items():
         violations += (
@@ -31,7 +32,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
         violations += _check_phase(name, phase)
     violations += _check_engine(size, config)
     violations += _check_evaluation(config)
-    if hf_config is not None:
+    if hf_config is not None and not any(check_stage_list(config.parallel)):
         violations += check_model(hf_config, config.parallel)
     return violations
 

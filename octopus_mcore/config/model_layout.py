@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.schema import ParallelConfig
+from octopus_mcore.config.stages import check_stages
 
 MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl", "qwen3", "qwen2")
 """`model_type` values of the families in `models.families`."""
@@ -31,7 +32,7 @@ def check_model(hf_config: Mapping[str, Any], parallel: ParallelConfig) -> list[
         return [f"config.json: model_type {model_type!r} is not supported; known are {', '.join(MODEL_TYPES)}"]
     # Text models, and the first release of Qwen2.5-VL, keep the decoder's keys at the top.
     text, vision = hf_config.get("text_config") or hf_config, hf_config.get("vision_config") or {}
-    return [*_check_tensor(text, parallel.tensor), *_check_pipeline(text, vision, parallel.pipeline)]
+    return [*_check_tensor(text, parallel.tensor), *_check_pipeline(text, vision, parallel)]
 
 
 def _check_tensor(text: Mapping[str, Any], tensor: int) -> Iterator[str]:
@@ -42,16 +43,7 @@ def _check_tensor(text: Mapping[str, Any], tensor: int) -> Iterator[str]:
         yield f"parallel.tensor={tensor} neither divides the model's num_key_value_heads={groups} nor is a multiple of it"
 
 
-def _check_pipeline(text: Mapping[str, Any], vision: Mapping[str, Any], pipeline: int) -> Iterator[str]:
+def _check_pipeline(text: Mapping[str, Any], vision: Mapping[str, Any], parallel: ParallelConfig) -> Iterator[str]:
     layers = text.get("num_hidden_layers")
-    if layers is None:
-        return
-    if layers % pipeline:
-        yield f"parallel.pipeline={pipeline} does not divide the model's num_hidden_layers={layers}"
-        return
-    deepstack = len(vision.get("deepstack_visual_indexes") or ())
-    if deepstack > layers // pipeline:
-        yield (
-            f"parallel.pipeline={pipeline} leaves {layers // pipeline} layers on the first stage, which must hold at least as "
-            f"many as there are deepstack features ({deepstack}), for these cannot travel; take a smaller parallel.pipeline"
-        )
+    if layers is not None:
+        yield from check_stages(layers, len(vision.get("deepstack_visual_indexes") or ()), parallel)

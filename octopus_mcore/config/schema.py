@@ -44,6 +44,12 @@ class ParallelConfig(Section):
     """Tensor-parallel size (TP)."""
     pipeline: int = Field(default=1, ge=1)
     """Pipeline-parallel size (PP)."""
+    virtual: int = Field(default=1, ge=1)
+    """Virtual pipeline stages of each pipeline rank (VPP): the interleaved schedule has smaller bubbles and sends more often.
+    The number of micro-batches is filled up to a multiple of the pipeline size."""
+    stages: list[Annotated[int, Field(ge=0)]] | None = None
+    """Layers of each of the pipeline × virtual stages, in the model's order, for stages of uneven work (the first holds
+    embedding and vision tower, the last the output matrix); null cuts as evenly as possible."""
     context: int = Field(default=1, ge=1)
     """Context-parallel size (CP): ranks that share the tokens of a micro-batch; for rows too long for one device."""
     data: int | None = Field(default=None, ge=1)
@@ -53,6 +59,11 @@ class ParallelConfig(Section):
     def sequence_parallel(self) -> bool:
         """Whether activations between blocks are split over the tensor-parallel ranks: always, where there are several."""
         return self.tensor > 1
+
+    @property
+    def virtual_stages(self) -> int:
+        """Pieces that the layers are cut into: pipeline × virtual."""
+        return self.pipeline * self.virtual
 
     @property
     def model_size(self) -> int:

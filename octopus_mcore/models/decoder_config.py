@@ -7,6 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from octopus_mcore.config.model_layout import check_model, padded_vocabulary
 from octopus_mcore.config.schema import ModelConfig, ParallelConfig
+from octopus_mcore.config.stages import stage_layers
 from octopus_mcore.models.family import DecoderShape, ModelShape
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,6 +50,11 @@ def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: Parall
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
+        virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
+        pipeline_model_parallel_layout=_stages(shape, parallel) if parallel.pipeline > 1 else None,
+        # Batched, messages of the two directions between a pair of ranks are mixed up (policy/interleaved.py).
+        batch_p2p_comm=parallel.virtual == 1,
+        overlap_p2p_comm=parallel.virtual > 1,
         sequence_parallel=parallel.sequence_parallel,
         variable_seq_lengths=parallel.pipeline > 1,
         # Not used by a dense model, but the default refuses variable lengths.
@@ -65,3 +71,11 @@ def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: Parall
         apply_rope_fusion=False,
         **(recompute if model.recompute == "full" else {}),
     )
+
+
+def _stages(shape: DecoderShape, parallel: ParallelConfig) -> list[list[str]]:
+    """Megatron's `pipeline_model_parallel_layout`: what each virtual stage holds."""
+    stages = [["decoder"] * count for count in stage_layers(shape.layers, parallel)]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages

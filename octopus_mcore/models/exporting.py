@@ -33,21 +33,21 @@ class WeightExporter:
     Construction and iteration are collective over the data-parallel replica.
     """
 
-    def __init__(self, model: PolicyModel, entries: Sequence[WeightEntry], bucket_bytes: int) -> None:
+    def __init__(self, chunks: Sequence[PolicyModel], entries: Sequence[WeightEntry], bucket_bytes: int) -> None:
         """Agrees on the schedule with the replica's other ranks, before any tensor travels.
 
         Raises:
             RuntimeError: ranks differ in what they would send; on every rank.
             ValueError: the weight map names a parameter that no stage has.
         """
-        self._parameters = global_parameters(model)
+        self._parameters = global_parameters(chunks)
         self._tensor_group = parallel_state.get_tensor_model_parallel_group()
         self._pipeline_group = parallel_state.get_pipeline_model_parallel_group()
         self._stage, self._stages = self._pipeline_group.rank(), self._pipeline_group.size()
         self._rank, self._ranks = self._tensor_group.rank(), self._tensor_group.size()
         self._beside_leader = parallel_state.get_context_parallel_rank() == 0
-        self._dtype = model.config.params_dtype
-        self._device = next(model.parameters()).device
+        self._dtype = chunks[0].config.params_dtype
+        self._device = next(iter(self._parameters.values())).device
         shapes = self._agreed_shapes(entries, bucket_bytes)
         self._buckets = _schedule(entries, shapes, self._ranks, bucket_bytes // self._dtype.itemsize)
 

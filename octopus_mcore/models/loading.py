@@ -13,32 +13,33 @@ from octopus_mcore.models.model import PolicyModel
 from octopus_mcore.models.weight_map import WeightEntry
 
 
-def global_parameters(model: PolicyModel) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters under layout-independent names (`decoder.layers.<index in the whole model>`)."""
-    offset = model.decoder.layers[0].layer_number - 1
+def global_parameters(chunks: Sequence[PolicyModel]) -> dict[str, torch.nn.Parameter]:
+    """The parameters of this rank's virtual stages under layout-independent names (`decoder.layers.<index in the whole
+    model>`)."""
     named = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith("decoder.layers."):
-            local, rest = name.removeprefix("decoder.layers.").split(".", 1)
-            name = f"decoder.layers.{int(local) + offset}.{rest}"
-        named[name] = parameter
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if name.startswith("decoder.layers."):
+                local, rest = name.removeprefix("decoder.layers.").split(".", 1)
+                name = f"decoder.layers.{chunk.decoder.layers[int(local)].layer_number - 1}.{rest}"
+            named[name] = parameter
     return named
 
 
-def mark_split_parameters(model: PolicyModel, entries: Sequence[WeightEntry]) -> None:
+def mark_split_parameters(chunks: Sequence[PolicyModel], entries: Sequence[WeightEntry]) -> None:
     """Tells Megatron which parameters are shards, so that clipping counts every shard and every replica once.
 
     Megatron's layers do so while they draw initial weights, which we skip: weights always come from a checkpoint.
     """
     split = {entry.megatron: entry.split_dim for entry in entries if entry.split_dim is not None}
     split.setdefault("output_layer.weight", split["embedding.word_embeddings.weight"])
-    for name, parameter in global_parameters(model).items():
+    for name, parameter in global_parameters(chunks).items():
         if name in split and not hasattr(parameter, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=split[name], stride=1)
 
 
 @torch.no_grad()
-def load_weights(model: PolicyModel, entries: Sequence[WeightEntry], folder: HFFolder) -> None:
+def load_weights(chunks: Sequence[PolicyModel], entries: Sequence[WeightEntry], folder: HFFolder) -> None:
     """Fills this rank's parameters from the folder; reads only the tensors that this rank needs.
 
     Raises:
@@ -47,7 +48,7 @@ def load_weights(model: PolicyModel, entries: Sequence[WeightEntry], folder: HFF
     by_name = {entry.megatron: entry for entry in entries}
     by_name.setdefault("output_layer.weight", by_name["embedding.word_embeddings.weight"])
     ranks, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
-    for name, parameter in global_parameters(model).items():
+    for name, parameter in global_parameters(chunks).items():
         if name not in by_name:
             raise ValueError(f"parameter {name} has no entry in the weight map")
         entry = by_name[name]

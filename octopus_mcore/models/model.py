@@ -19,7 +19,7 @@ from octopus_mcore.models.vision import VisionTower
 
 
 class PolicyModel(GPTModel):
-    """This rank's part of the model (its pipeline stage, its tensor-parallel share) on this rank's tokens.
+    """This rank's part of the model: one (virtual) pipeline stage, its tensor-parallel share, on this rank's tokens.
 
     The last stage returns hidden states behind the final norm, [S / (context · tensor size), 1, hidden]; log-probs of selected
     tokens are the token head's business, so no logits of a whole sequence ever exist.
@@ -32,18 +32,24 @@ class PolicyModel(GPTModel):
         config: TransformerConfig,
         layer_spec: str,
         freeze_vision: bool,
+        virtual_stage: int | None = None,
     ) -> None:
-        """`vocab_rows` is the vocabulary's size with padding, over all tensor-parallel ranks."""
-        first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+        """`vocab_rows` is the vocabulary's size with padding, over all tensor-parallel ranks; `virtual_stage` which of this
+        rank's virtual stages this is, None where stages are not virtual."""
+        first, last = (
+            ends(ignore_virtual=False, vp_stage=virtual_stage)
+            for ends in (parallel_state.is_pipeline_first_stage, parallel_state.is_pipeline_last_stage)
+        )
         super().__init__(
             config=config,
-            transformer_layer_spec=decoder_spec(config, get_num_layers_to_build(config), layer_spec),
+            transformer_layer_spec=decoder_spec(config, get_num_layers_to_build(config, virtual_stage), layer_spec),
             vocab_size=vocab_rows,
             max_sequence_length=shape.decoder.max_positions,
             pre_process=first,
             post_process=last,
             position_embedding_type="none",
             share_embeddings_and_output_weights=shape.decoder.tied,
+            vp_stage=virtual_stage,
         )
         self.shape = shape
         if first and shape.vision is not None:

@@ -50,11 +50,11 @@ def load_checkpoint(path: Path, policy: Policy, with_optimizer: bool) -> dict[st
     if with_optimizer:
         allocate_state(policy.optimizer)
         loaded = dist_checkpointing.load(_sharded(policy, loading=True), str(path))
-        policy.main.model.load_state_dict(loaded["model"])
+        _load_model(policy, loaded["model"])
         load_state(policy.optimizer, loaded["optimizer"])
     else:
         loaded = dist_checkpointing.load({"model": _model_state(policy)}, str(path))
-        policy.main.model.load_state_dict(loaded["model"])
+        _load_model(policy, loaded["model"])
         if policy.optimizer is not None:
             policy.optimizer.reload_model_params()
     policy.version = state["version"]
@@ -101,7 +101,16 @@ def _sharded(policy: Policy, loading: bool) -> dict[str, Any]:
 
 
 def _model_state(policy: Policy) -> dict[str, Any]:
-    return policy.main.model.sharded_state_dict(metadata={"dp_cp_group": _replicas()})
+    """By virtual stage; tensors are known by names of the whole model, so another layout's stages find them."""
+    return {
+        f"stage{number}": chunk.sharded_state_dict(metadata={"dp_cp_group": _replicas()})
+        for number, chunk in enumerate(policy.main.chunks)
+    }
+
+
+def _load_model(policy: Policy, state: Mapping[str, Any]) -> None:
+    for number, chunk in enumerate(policy.main.chunks):
+        chunk.load_state_dict(state[f"stage{number}"])
 
 
 def _replicas() -> Any:

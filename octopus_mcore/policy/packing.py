@@ -20,27 +20,35 @@ Plan = list[list[list[int]]]
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], max_tokens: int, data_parallel_size: int, multiple_of: int = 1, names: Sequence[str] | None = None
+    lengths: Sequence[int],
+    max_tokens: int,
+    data_parallel_size: int,
+    multiple_of: int = 1,
+    names: Sequence[str] | None = None,
+    rounds_of: int = 1,
 ) -> Plan:
     """Plans one mini-batch: per data-parallel rank a list of micro-batches, each an ascending list of row indices.
 
     `lengths[i]` is the number of tokens of row i; neighbouring rows are taken to share a prompt. `max_tokens` bounds the tokens
     of one micro-batch *after* its padding to a multiple of `multiple_of` (`ParallelConfig.token_multiple`).
 
-    Every rank gets the same number of micro-batches, as few as the chosen plan can do with. Empty micro-batches occur only
-    where there are fewer rows than micro-batches; no rows give one to each rank, for a pipeline schedule cannot run none. The
-    result depends on the arguments alone.
+    Every rank gets the same number of micro-batches, as few as the chosen plan can do with, filled up with empty ones to a
+    multiple of `rounds_of`. Other empty micro-batches occur only where there are fewer rows than micro-batches; no rows give
+    one to each rank, for a pipeline schedule cannot run none. The result depends on the arguments alone.
 
     Raises:
         ValueError: a row has no tokens or does not fit into the budget (named in the message, by `names` if given), or a size
             is below 1.
     """
-    if max_tokens < 1 or data_parallel_size < 1 or multiple_of < 1:
-        raise ValueError(f"sizes must be at least 1; found {max_tokens=}, {data_parallel_size=}, {multiple_of=}")
+    if min(max_tokens, data_parallel_size, multiple_of, rounds_of) < 1:
+        raise ValueError(f"sizes must be at least 1; found {max_tokens=}, {data_parallel_size=}, {multiple_of=}, {rounds_of=}")
     budget = max_tokens // multiple_of * multiple_of
     _check_rows(lengths, budget, max_tokens, multiple_of, names or range(len(lengths)))
-    if not lengths:
-        return [[[]] for _ in range(data_parallel_size)]
+    plan = _plan(lengths, budget, data_parallel_size) if lengths else [[[]] for _ in range(data_parallel_size)]
+    return [micro_batches + [[]] * (-len(micro_batches) % rounds_of) for micro_batches in plan]
+
+
+def _plan(lengths: Sequence[int], budget: int, data_parallel_size: int) -> Plan:
     neighbours = _over_ranks(_neighbours(lengths, budget, data_parallel_size), lengths, data_parallel_size)
     spread = _over_ranks(_spread(lengths, budget, data_parallel_size), lengths, data_parallel_size)
     fewer = len(spread[0]) < len(neighbours[0])

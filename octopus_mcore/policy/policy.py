@@ -61,7 +61,7 @@ class Policy:
         self.optimizer: ChainedOptimizer | None = None
         self.version = 0
         # Half a bucket here and a bucket in the transport leave room for a parameter's tensors within two buckets.
-        self._exporter = WeightExporter(self.main.model, self.main.entries, config.rollout.sglang.sync_bucket_mb * 2**19)
+        self._exporter = WeightExporter(self.main.chunks, self.main.entries, config.rollout.sglang.sync_bucket_mb * 2**19)
         self.residence = Residence(
             {
                 Part.GRADIENTS: self._gradient_buffers,
@@ -112,7 +112,8 @@ class Policy:
         if self.optimizer is None:
             raise RuntimeError("Policy.update before Policy.begin_phase: there is no optimizer yet")
         self.residence.require(*Part)
-        self.main.trained.zero_grad_buffer()
+        for chunk in self.main.trained:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         records = self._run(rows, objective, temperature)
         grad_norm = apply_update(self.optimizer, learning_rate)
@@ -153,12 +154,14 @@ class Policy:
             self._world.data_size,
             multiple_of=self._config.parallel.token_multiple,
             names=[row.name for row in rows],
+            # What the interleaved schedule runs at a time.
+            rounds_of=self._world.pipeline_size if len(self.main.chunks) > 1 else 1,
         )
         return Pass(rows, selections, plan[self._world.data_rank], self._config.parallel.token_multiple)
 
     def _gradient_buffers(self) -> Iterator[torch.Tensor]:
-        trained = self.main.trained
-        return (buffer.grad_data for buffer in (*trained.buffers, *trained.expert_parallel_buffers))
+        for chunk in self.main.trained:
+            yield from (buffer.grad_data for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers))
 
     def _optimizer_state(self) -> Iterator[torch.Tensor]:
         """Moments, and the float32 weights where the model's own are narrower. Step counters stay where they are."""
@@ -171,12 +174,12 @@ class Policy:
     def _parameters(self) -> Iterator[torch.Tensor]:
         for role in (self.main, self.reference):
             if role is not None:
-                yield from role.model.parameters()
-                yield from role.model.buffers()
+                yield from role.parameters()
+                yield from role.buffers()
 
     @torch.no_grad()
     def _copy_of_main(self) -> Role:
         role = self.reference or build_role("reference", self._config, self._world, trained=False)
-        for ours, theirs in zip(role.model.parameters(), self.main.model.parameters(), strict=True):
+        for ours, theirs in zip(role.parameters(), self.main.parameters(), strict=True):
             ours.copy_(theirs)
         return role

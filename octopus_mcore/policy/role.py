@@ -4,12 +4,15 @@ critic and reward model later), with or without an optimizer."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.models.decoder_config import check_layout, padded_vocab_size, transformer_config
@@ -29,19 +32,32 @@ class NonFiniteGradient(RuntimeError):
 
 @dataclass(frozen=True)
 class Role:
-    """`model` is this rank's bare module; `trained` the same module inside Megatron's DDP,
-    None for a role that only computes."""
+    """`chunks` are this rank's bare modules, one for each of its virtual stages; `trained` the same modules inside Megatron's
+    DDP, none for a role that only computes."""
 
     name: str
     shape: ModelShape
     entries: tuple[WeightEntry, ...]
-    model: PolicyModel
-    trained: DistributedDataParallel | None = None
+    chunks: tuple[PolicyModel, ...]
+    trained: tuple[DistributedDataParallel, ...] = ()
 
     @property
-    def chunk(self) -> torch.nn.Module:
-        """The module that Megatron's schedules run."""
-        return self.trained or self.model
+    def megatron(self) -> TransformerConfig:
+        """Megatron's configuration of the decoder."""
+        return self.chunks[0].config
+
+    @property
+    def scheduled(self) -> list[torch.nn.Module]:
+        """The modules that Megatron's schedules run."""
+        return list(self.trained or self.chunks)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Of all chunks, in their order."""
+        return chain.from_iterable(chunk.parameters() for chunk in self.chunks)
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """Of all chunks, in their order."""
+        return chain.from_iterable(chunk.buffers() for chunk in self.chunks)
 
 
 def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
@@ -54,22 +70,27 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     check_layout(shape, config.parallel)
     megatron = transformer_config(shape.decoder, config.model, config.parallel)
     vocab_rows = padded_vocab_size(shape.decoder, config.parallel)
-    model = PolicyModel(shape, vocab_rows, megatron, config.model.layer_spec, config.model.freeze_vision).to(world.device)
+    virtual = range(config.parallel.virtual) if config.parallel.virtual > 1 else (None,)
+    chunks = tuple(
+        PolicyModel(shape, vocab_rows, megatron, config.model.layer_spec, config.model.freeze_vision, stage).to(world.device)
+        for stage in virtual
+    )
     entries = tuple(family_of(shape.hf).weight_map(shape, vocab_rows))
-    mark_split_parameters(model, entries)
-    load_weights(model, entries, HFFolder(config.model.path))
+    mark_split_parameters(chunks, entries)
+    load_weights(chunks, entries, HFFolder(config.model.path))
     if not trained:
-        return Role(name, shape, entries, model.requires_grad_(False).eval())
+        return Role(name, shape, entries, tuple(chunk.requires_grad_(False).eval() for chunk in chunks))
     parallel = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-    wrapped = DistributedDataParallel(megatron, parallel, model)
+    wrapped = tuple(DistributedDataParallel(megatron, parallel, chunk) for chunk in chunks)
     megatron.finalize_model_grads_func = finalize_model_grads
-    megatron.no_sync_func = wrapped.no_sync
-    return Role(name, shape, entries, model, wrapped)
+    # The interleaved schedule takes one for each chunk, the others a single one.
+    megatron.no_sync_func = wrapped[0].no_sync if len(wrapped) == 1 else [part.no_sync for part in wrapped]
+    return Role(name, shape, entries, chunks, wrapped)
 
 
 def build_optimizer(role: Role, config: OptimizerConfig) -> ChainedOptimizer:
     """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed."""
-    dtype = role.model.config.params_dtype
+    dtype = role.megatron.params_dtype
     optimizer: ChainedOptimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -84,7 +105,7 @@ def build_optimizer(role: Role, config: OptimizerConfig) -> ChainedOptimizer:
             params_dtype=dtype,
             bf16=dtype == torch.bfloat16,
         ),
-        [role.trained],
+        list(role.trained),
     )
     for group in optimizer.param_groups:
         group["weight_decay"] *= group["wd_mult"]  # 0 for norms and biases; Megatron leaves this to its own scheduler

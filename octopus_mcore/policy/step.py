@@ -16,10 +16,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.utils import get_attr_wrapped_model
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.context import ContextShare, spread_values
 from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.policy.interleaved import interleaved_arguments
 from octopus_mcore.policy.role import Role
 from octopus_mcore.policy.rows import Row, pack_rows, pixel_values, to_device
 from octopus_mcore.policy.token_head import selected_log_probs
@@ -64,15 +66,18 @@ def run_pass(
     """Runs all micro-batches; returns the records on the last stage, an empty list elsewhere.
     Gradients are left in the role's DDP."""
     schedule = get_forward_backward_func()
+    iterators = [_batches(work, role.shape.merge_size, world) for _ in role.chunks]
+    interleaved = len(role.chunks) > 1
     with torch.set_grad_enabled(not forward_only):
         return schedule(
             forward_step_func=partial(_forward_step, role, head, function, images, world),
-            data_iterator=_batches(work, role.shape.merge_size, world),
-            model=[role.chunk],
+            data_iterator=iterators if interleaved else iterators[0],
+            model=role.scheduled,
             num_microbatches=len(work.micro_batches),
             seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
             micro_batch_size=1,
             forward_only=forward_only,
+            **(interleaved_arguments(role.megatron) if interleaved else {}),
         )
 
 
@@ -93,7 +98,7 @@ def _forward_step(
 ) -> tuple[torch.Tensor, Callable]:
     numbers, batch = next(iterator)
     pixels = None
-    if batch.images is not None and role.model.pre_process:
+    if batch.images is not None and get_attr_wrapped_model(chunk, "pre_process"):
         pixels = pixel_values(batch.images, images).to(world.device)
     return chunk(batch, pixels), partial(_finish, role, head, function, numbers, batch)
 
@@ -113,13 +118,13 @@ def _selected(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs [T] and, if wanted, entropies [T] of the selected tokens, on every rank of the stage, from this rank's hidden
     states [S / (context · tensor size), hidden]. Each context-parallel rank computes those of its own tokens."""
-    if role.model.config.sequence_parallel:
+    if role.megatron.sequence_parallel:
         # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.
         flat = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
     here, places = ContextShare.here().locate(batch.selected, len(batch))
     log_probs, entropy = selected_log_probs(
         flat.index_select(0, places),
-        role.model.head_weight(),
+        role.chunks[-1].head_weight(),
         batch.targets[here],
         temperature=head.temperature,
         vocab_size=role.shape.decoder.vocab_size,
@@ -128,7 +133,7 @@ def _selected(
         chunk_size=head.chunk_tokens,
         with_entropy=head.with_entropy,
     )
-    if role.model.config.context_parallel_size == 1:
+    if role.megatron.context_parallel_size == 1:
         return log_probs, entropy
     values = spread_values(torch.stack((log_probs,) if entropy is None else (log_probs, entropy)), here)
     return values[0], values[1] if head.with_entropy else None

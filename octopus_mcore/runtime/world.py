@@ -155,6 +155,7 @@ def _initialise_megatron(parallel: ParallelConfig, device: torch.device, timeout
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
         context_parallel_size=parallel.context,
         distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
     )

@@ -42,21 +42,31 @@ class Layout:
     recompute: str = "none"
     max_tokens: int = 64
     context: int = 1
+    virtual: int = 1
+    stages: tuple[int, ...] | None = None
 
     @property
     def ranks(self) -> int:
         return self.tensor * self.pipeline * self.context * self.data
 
     def __str__(self) -> str:
-        sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context, "DP": self.data}
+        sizes = {"TP": self.tensor, "PP": self.pipeline, "VPP": self.virtual, "CP": self.context, "DP": self.data}
         name = "".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "one"
+        name += "-" + "-".join(map(str, self.stages)) if self.stages else ""
         return name + ("-recomputed" if self.recompute == "full" else "")
 
 
 def config_for(checkpoint: str, layout: Layout, dtype: str = "float32", **model: object) -> Config:
     return Config(
         run=RunConfig(name="test"),
-        parallel=ParallelConfig(tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context, data=layout.data),
+        parallel=ParallelConfig(
+            tensor=layout.tensor,
+            pipeline=layout.pipeline,
+            virtual=layout.virtual,
+            stages=None if layout.stages is None else list(layout.stages),
+            context=layout.context,
+            data=layout.data,
+        ),
         model=ModelConfig(path=checkpoint, dtype=dtype, recompute=layout.recompute, **model),
         data=DataConfig(train=PluginConfig(target="none:none")),
         batch=BatchConfig(max_tokens_per_micro_batch=layout.max_tokens),
@@ -119,7 +129,7 @@ def _stream(policy: Policy, target: str) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def _gradients(policy: Policy, world: World) -> dict[str, torch.Tensor]:
     """The gradients through the weight exporter: parameters lend it their place for a moment."""
-    parameters = [p for p in policy.main.model.parameters() if p.requires_grad]
+    parameters = [p for p in policy.main.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in parameters]
     for parameter in parameters:
         parameter.copy_(parameter.main_grad)

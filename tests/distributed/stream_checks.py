@@ -116,9 +116,9 @@ def sync_through_ipc(checkpoint: str, layout: Layout, bucket_mb: int) -> StreamR
         server = CopyingReceiver()
         largest = max(
             parameter.nbytes * (layout.tensor if getattr(parameter, "tensor_model_parallel", False) else 1)
-            for parameter in policy.main.model.parameters()
+            for parameter in policy.main.parameters()
         )
-        live = LiveBytes(chain(policy.main.model.parameters(), policy.main.model.buffers()))
+        live = LiveBytes(chain(policy.main.parameters(), policy.main.buffers()))
         with closing(build_transport(sglang, Path(), checkpoint, torch.device("cpu"))) as transport:
             for version in range(2):
                 with live, counted_collectives() as counts:
@@ -146,7 +146,7 @@ def disagree(checkpoint: str, parallel: ParallelConfig, rank_that_differs: int, 
             bucket_bytes = 8192 if how == "bucket" else bucket_bytes
         counts.clear()
         try:
-            WeightExporter(role.model, entries, bucket_bytes)
+            WeightExporter(role.chunks, entries, bucket_bytes)
         except RuntimeError as error:
             return str(error), counts
         return "nothing", counts

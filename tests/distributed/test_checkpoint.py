@@ -32,7 +32,12 @@ def test_resume_in_the_same_layout_is_bit_exact(reference: tuple[Path, list], po
         assert state == {"version": 3, "note": "three"}
 
 
-OTHERS = [Layout(), Layout(tensor=2, data=2), Layout(tensor=2, context=2)]
+OTHERS = [
+    Layout(),
+    Layout(tensor=2, data=2),
+    Layout(tensor=2, context=2),
+    Layout(pipeline=2, virtual=2, stages=(2, 1, 1, 0)),
+]
 
 
 @pytest.mark.parametrize("layout", [replace(layout, max_tokens=10_000) for layout in OTHERS], ids=str)

@@ -36,6 +36,8 @@ LAYOUTS = [
     Layout(tensor=2, context=2),
     Layout(pipeline=2, context=2),
     Layout(context=2, data=2, recompute="full"),
+    Layout(pipeline=2, stages=(3, 1)),
+    Layout(tensor=2, pipeline=2, virtual=2, stages=(2, 1, 1, 0)),
 ]
 ONE_BIG_BATCH = 10_000
 ROW_BY_ROW = 40

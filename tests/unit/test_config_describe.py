@@ -64,7 +64,7 @@ def test_the_checkpoint_folder_is_looked_at(tmp_path: Path) -> None:
         json.dumps({"model_type": "qwen3_vl", "text_config": {"num_hidden_layers": 3}})
     )
     assert describe(file, [here]).violations == ()
-    assert "num_hidden_layers=3" in describe(file, [here, "parallel.pipeline=2"]).violations[0]
+    assert "num_hidden_layers=3" in describe(file, [here, "parallel.pipeline=4"]).violations[0]
 
 
 def test_the_committed_reference_is_up_to_date(tmp_path: Path) -> None:

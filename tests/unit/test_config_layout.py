@@ -183,7 +183,7 @@ def test_the_longest_row_counts_recombined_responses() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("parallel.pipeline=3", "num_hidden_layers=4"),
+        ("parallel.pipeline=5", "num_hidden_layers=4 cannot fill 5 stages"),
         ("parallel.tensor=4", "num_attention_heads=2"),
         ("parallel.tensor=3", "num_key_value_heads=2 nor is a multiple"),
         ("parallel.pipeline=4", "leaves 1 layers on the first stage"),

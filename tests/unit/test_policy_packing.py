@@ -86,6 +86,16 @@ def test_fewer_rows_than_ranks_pads_with_empty_micro_batches():
     assert plan_micro_batches([5, 9], 10, 4) == [[[1]], [[0]], [[]], [[]]]
 
 
+@settings(deadline=None, max_examples=60)
+@given(lengths_lists, st.integers(1, 3), st.integers(1, 4))
+def test_rounds_are_filled_up_with_empty_micro_batches(lengths, ranks, rounds_of):
+    plan = plan_micro_batches(lengths, 60, ranks)
+    filled = plan_micro_batches(lengths, 60, ranks, rounds_of=rounds_of)
+    for own, more in zip(plan, filled, strict=True):
+        assert len(more) % rounds_of == 0 and len(more) - len(own) < rounds_of
+        assert more == own + [[]] * (len(more) - len(own))
+
+
 def test_no_rows_give_each_rank_an_empty_micro_batch():
     assert plan_micro_batches([], 10, 3) == [[[]], [[]], [[]]]
 
