@@ -55,7 +55,7 @@ def box(answer: str) -> str:
 
 @pytest.fixture(scope="module")
 def judge():
-    with Judge(RewardConfig(timeout_seconds=0.5)) as judge:
+    with Judge(RewardConfig(timeout_seconds=2.0)) as judge:
         yield judge
 
 
