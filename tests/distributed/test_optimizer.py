@@ -25,7 +25,7 @@ def decayed_weights(checkpoint: str) -> dict[str, tuple[int, float]]:
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, {}, BANNED)
         policy.begin_phase(OptimizerConfig(weight_decay=0.5), with_reference=False)
-        policy.main.trained.zero_grad_buffer()
+        policy.main.trained[0].zero_grad_buffer()
         before = {item.name: item.tensor.clone() for bucket in policy.weight_stream("all") for item in bucket}
         apply_update(policy.optimizer, lr=0.1)
         after = {item.name: item.tensor.clone() for bucket in policy.weight_stream("all") for item in bucket}
@@ -38,7 +38,7 @@ def settings_after_resume(checkpoint: str, folder: str) -> list[tuple[float, tup
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, {}, BANNED)
         policy.begin_phase(BEFORE, with_reference=False)
-        policy.main.trained.zero_grad_buffer()
+        policy.main.trained[0].zero_grad_buffer()
         apply_update(policy.optimizer, lr=0.1)
         save_checkpoint(Path(folder), policy, {}, world)
         policy.begin_phase(AFTER, with_reference=False)
