@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-engines check-megatron test-newest-megatron lint docs clean
+.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-layouts test-engines check-megatron test-newest-megatron lint docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -31,6 +31,9 @@ test-unit: setup ## Unit tests (under a minute)
 
 test-distributed: setup ## Tests with several ranks on gloo
 	$(PYTEST) tests/distributed
+
+test-layouts: setup ## Every valid layout of up to eight ranks in real runs (minutes)
+	$(PYTEST) -m sweep tests/distributed/test_every_layout.py
 
 test-engines: setup-engines ## Tests against real SGLang servers on the CPU
 	OCTOPUS_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PYTEST) tests/engines

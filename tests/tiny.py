@@ -3,6 +3,7 @@ for tests that compare layouts and libraries."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,15 @@ _VISION = dict(
 _TOKENS = dict(image_token_id=IMAGE_PAD, video_token_id=6, vision_start_token_id=4, vision_end_token_id=7)
 
 
-def tiny_config(tied: bool, family: str = "qwen3_vl", **text: Any) -> PretrainedConfig:
-    """The configuration of a tiny model; `text` are fields of its decoder that differ from the usual ones. The tower of
-    Qwen2.5-VL has windows of 2×2 visual tokens in its first block, so the images of `tiny_batch` have whole and cut ones."""
+def tiny_config(tied: bool, family: str = "qwen3_vl", deepstack: Sequence[int] = (0, 1), **text: Any) -> PretrainedConfig:
+    """The configuration of a tiny model; `text` are fields of its decoder that differ from the usual ones, `deepstack` the
+    blocks of Qwen3-VL's tower whose features go into the first layers. The tower of Qwen2.5-VL has windows of 2×2 visual tokens
+    in its first block, so the images of `tiny_batch` have whole and cut ones."""
     if family == "qwen3_vl":
         rope = dict(_ROPE, mrope_section=[4, 2, 2], mrope_interleaved=True)
         decoder = dict(_TEXT, head_dim=16, rope_parameters=rope) | text
         width = decoder["hidden_size"]
-        vision = dict(_VISION, out_hidden_size=width, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
+        vision = dict(_VISION, out_hidden_size=width, num_position_embeddings=16, deepstack_visual_indexes=[*deepstack])
         return Qwen3VLConfig(text_config=decoder, vision_config=vision, tie_word_embeddings=tied, **_TOKENS)
     if family == "qwen2_5_vl":
         rope = dict(_ROPE, mrope_section=[1, 1, 2])

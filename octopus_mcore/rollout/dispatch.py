@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from octopus_mcore.rollout.engine import Attendant, EngineError, Generation, GenerationRequest, Phase, ServerFault
-from octopus_mcore.rollout.place import Place
+from octopus_mcore.rollout.engine import Attendant, Generation, GenerationRequest, Phase, ServerFault
+from octopus_mcore.rollout.place import Place, last_fault
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Dispatch:
                 except ServerFault as fault:
                     place.lose(fault, server)
             else:
-                await self.attendant.weights_lost(self._last_fault())
+                await self.attendant.weights_lost(last_fault(self.places))
 
     async def _asked(self, client: httpx.AsyncClient, call: Call, place: Place) -> list[Generation]:
         """What the server at this place answers now.
@@ -111,6 +111,3 @@ class Dispatch:
         if wrong is not None:
             raise ServerFault(Phase.GENERATE, server.name, wrong)
         return generations
-
-    def _last_fault(self) -> EngineError:
-        return [place.fault for place in self.places if place.fault is not None][-1]

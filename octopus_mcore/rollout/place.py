@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,11 @@ class Place:
     def _give_up(self, fault: EngineError) -> None:
         self.fault, self.version, self.expected = fault, None, None
         self.server.kill()
+
+
+def last_fault(places: Iterable[Place]) -> EngineError:
+    """Why the last of the lost servers was lost; there is one."""
+    return [place.fault for place in places if place.fault is not None][-1]
 
 
 class Guard:

@@ -41,7 +41,7 @@ from octopus_mcore.rollout.engine import (
     SyncReport,
 )
 from octopus_mcore.rollout.pictures import PictureCodec
-from octopus_mcore.rollout.place import Guard, Place
+from octopus_mcore.rollout.place import Guard, Place, last_fault
 from octopus_mcore.rollout.process import ServerProcess, free_port
 from octopus_mcore.rollout.sglang import MemoryKind, SGLangServer
 from octopus_mcore.rollout.sglang_launch import launch_command
@@ -202,7 +202,7 @@ class ServedEngine:
             if self._present:
                 return
         if not self._present:
-            last = self._last_fault()
+            last = last_fault(self._places)
             raise EngineError(
                 last.phase,
                 last.party,
@@ -292,13 +292,10 @@ class ServedEngine:
         for place in self._places:
             place.version = None
 
-    def _last_fault(self) -> EngineError:
-        return [place.fault for place in self._places if place.fault is not None][-1]
-
     def _remaining(self) -> list[Place]:
         """The places whose servers are not lost. Raises ServerFault when there is none."""
         if not self._present:
-            last = self._last_fault()
+            last = last_fault(self._places)
             raise ServerFault(last.phase, last.party, f"no server is left: {last.reason}")
         return self._present
 
