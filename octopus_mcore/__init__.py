@@ -11,6 +11,7 @@ import warnings
 for _message in (
     r"Transformer Engine and Apex are not installed",
     r"Apex is not installed",
+    r"If you are using transformer_engine as the transformer implementation, the core_attn",
     r"The following imports from `dynamic_context",
     r"full scope is deprecated\. Use empty cuda_graph_scope",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",

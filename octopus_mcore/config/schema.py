@@ -90,8 +90,9 @@ class ModelConfig(Section):
     """Layer implementation: `local` is Megatron-Core's own torch layers. Transformer-Engine joins here."""
     freeze_vision: bool = False
     """Keep the vision tower (and its mergers) at its loaded weights."""
-    recompute: Literal["none", "full"] = "none"
-    """Activation recomputation: `full` stores only layer inputs and computes each layer again in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation in the decoder: `selective` computes each core attention again in the backward pass (its padded
+    copies of queries, keys and values are not stored), `full` each whole layer (only its input is stored)."""
 
 
 class DataConfig(Section):

@@ -27,7 +27,6 @@ def padded_vocab_size(shape: DecoderShape, parallel: ParallelConfig) -> int:
 def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
     """Megatron's configuration of the decoder. Every fused option is off: the local layer spec has none of the kernels."""
     dtype = _DTYPES[model.dtype]
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden_size,
@@ -69,7 +68,7 @@ def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: Parall
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
-        **(recompute if model.recompute == "full" else {}),
+        **_recompute(model.recompute),
     )
 
 
@@ -79,3 +78,13 @@ def _stages(shape: DecoderShape, parallel: ParallelConfig) -> list[list[str]]:
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")
     return stages
+
+
+def _recompute(mode: str) -> dict[str, object]:
+    """Megatron's fields for activation recomputation. Both kinds keep the arguments of what they compute again, which are
+    tensors only: the int32 `subtree_end` in the mask's place, and in full recomputation the deepstack features as `context`."""
+    if mode == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    if mode == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {}

@@ -53,7 +53,7 @@ class Layout:
         sizes = {"TP": self.tensor, "PP": self.pipeline, "VPP": self.virtual, "CP": self.context, "DP": self.data}
         name = "".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "one"
         name += "-" + "-".join(map(str, self.stages)) if self.stages else ""
-        return name + ("-recomputed" if self.recompute == "full" else "")
+        return name + {"none": "", "selective": "-selective", "full": "-recomputed"}[self.recompute]
 
 
 def config_for(checkpoint: str, layout: Layout, dtype: str = "float32", **model: object) -> Config:
@@ -112,7 +112,7 @@ def gradients_and_update(
         policy = Policy(config, world, batch.images, BANNED)
         policy.begin_phase(config.optimizer, with_reference=False)
         report = policy.update(batch.rows, policy_objective(batch, GRADIENT_LOSS), TEMPERATURE, learning_rate=0.1)
-        gradients = _gradients(policy, world) if layout.data * layout.context == 1 else None
+        gradients = streamed_gradients(policy, world) if layout.data * layout.context == 1 else None
         return {
             "losses": dict(report.losses),
             "grad_norm": report.grad_norm,
@@ -127,7 +127,7 @@ def _stream(policy: Policy, target: str) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _gradients(policy: Policy, world: World) -> dict[str, torch.Tensor]:
+def streamed_gradients(policy: Policy, world: World) -> dict[str, torch.Tensor]:
     """The gradients through the weight exporter: parameters lend it their place for a moment."""
     parameters = [p for p in policy.main.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in parameters]
