@@ -1,9 +1,9 @@
 """What a training checkpoint holds besides Megatron's own files, and how one tells that it is finished.
 
-    .metadata, metadata.json, common.pt, *.distcp    Megatron's distributed checkpoint (`torch_dist`)
-    hf/                                              configuration, tokenizer, processor: a Hugging Face folder without weights
-    state.json                                       everything small that resumes; written last
-    report.json                                      of a converted checkpoint: parameters, bytes, checksums
+.metadata, metadata.json, common.pt, *.distcp    Megatron's distributed checkpoint (`torch_dist`)
+hf/                                              configuration, tokenizer, processor: a Hugging Face folder without weights
+state.json                                       everything small that resumes; written last
+report.json                                      of a converted checkpoint: parameters, bytes, checksums
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import AutoConfig, PretrainedConfig
 
+from octopus_mcore.models.checkpoint_folder import REPORT_FILE
 from octopus_mcore.models.families import TIED_HEAD, expected_tensors
+from octopus_mcore.models.safetensors_file import read_header
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 
 SINGLE_FILE = "model.safetensors"
@@ -80,6 +82,10 @@ class HFFolder:
         """The model's configuration, read anew."""
         return AutoConfig.from_pretrained(str(self.path))
 
+    def files(self) -> dict[str, str]:
+        """Tensor name → name of the file that holds it."""
+        return dict(self._shard_of)
+
     def names(self) -> list[str]:
         """Names of all tensors, shard by shard."""
         return list(self._shard_of)
@@ -118,9 +124,10 @@ class HFFolder:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{index}: expected a JSON object with a weight_map ({error!r})") from error
         files = sorted(set(shard_of.values()))
-        absent = [file for file in files if not (self.path / file).is_file()]
+        absent = {file: name for name, file in reversed(shard_of.items()) if not (self.path / file).is_file()}
         if absent:
-            raise FileNotFoundError(f"{index} names {len(files)} shards, but {', '.join(absent)} is not in the folder")
+            missing = ", ".join(f"{file} (with {absent[file]!r})" for file in sorted(absent))
+            raise FileNotFoundError(f"{index} names {len(files)} shards, but {missing} is not in the folder")
         for file in files:
             with self._open(file) as shard:
                 lacking = {name for name, at in shard_of.items() if at == file} - set(shard.keys())
@@ -132,6 +139,7 @@ class HFFolder:
         try:
             return safe_open(self.path / file, framework="pt")
         except SafetensorError as error:
+            read_header(self.path / file)  # says more of a file that is cut off
             raise ValueError(
                 f"{self.path / file} is not a readable safetensors file ({error}); an interrupted download or an LFS pointer?"
             ) from error
@@ -196,12 +204,12 @@ def _write(stream: WeightStream, target: Path, template: Path, shard_bytes: int)
         for item in checked_items(stream, expected_tensors(config), bool(config.tie_word_embeddings), f"writing {target}"):
             writer.add(item)
         writer.finish()
-        _copy_companions(template, draft)
-        _declare_dtype(draft / "config.json", writer.dtypes)
+        copy_companions(template, draft)
+        declare_dtype(draft / "config.json", writer.dtypes)
         for file in (*draft.iterdir(), draft):
-            _settle(file)
+            settle(file)
         _swap(draft, target)
-        _settle(target.parent)
+        settle(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -233,14 +241,11 @@ class _ShardWriter:
         """Writes what is left, gives the shards their final names and writes the manifest, and the index if there is more than
         one."""
         self._flush()
-        count = len(self._sums)
-        final = [SINGLE_FILE] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
+        final = shard_names(len(self._sums))
         for shard, name in enumerate(final):
             self._draft(shard).rename(self.folder / name)
-        _write_json(self.folder / MANIFEST_FILE, {"files": dict(zip(final, self._sums, strict=True))})
-        if count > 1:
-            weight_map = {name: final[shard] for name, shard in sorted(self.shard_of.items())}
-            _write_json(self.folder / INDEX_FILE, {"metadata": {"total_size": self._total}, "weight_map": weight_map})
+        manifest = dict(zip(final, self._sums, strict=True))
+        write_index(self.folder, manifest, {name: final[shard] for name, shard in self.shard_of.items()}, self._total)
 
     def _flush(self) -> None:
         content = save(self._pending, metadata={"format": "pt"})
@@ -252,11 +257,24 @@ class _ShardWriter:
         return self.folder / f"shard-{shard:05d}.partial"
 
 
+def shard_names(count: int) -> list[str]:
+    """Names of the weight files of a folder with so many."""
+    return [SINGLE_FILE] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
+
+
+def write_index(folder: Path, manifest: Mapping[str, Mapping[str, Any]], file_of: Mapping[str, str], nbytes: int) -> None:
+    """Writes the manifest (by file, its length and SHA-256) and, where there are several files, the index of tensors."""
+    _write_json(folder / MANIFEST_FILE, {"files": manifest})
+    if len(manifest) > 1:
+        content = {"metadata": {"total_size": nbytes}, "weight_map": dict(sorted(file_of.items()))}
+        _write_json(folder / INDEX_FILE, content)
+
+
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _settle(path: Path) -> None:
+def settle(path: Path) -> None:
     """Returns when the file or folder is on the storage, not only on its way there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -265,23 +283,26 @@ def _settle(path: Path) -> None:
         os.close(descriptor)
 
 
-def _copy_companions(template: Path, folder: Path) -> None:
+def copy_companions(template: Path, folder: Path) -> None:
+    """Copies what stands beside the weights: configuration, generation defaults, tokenizer, processors, chat template."""
     for file in sorted(template.iterdir()):
-        about_weights = file.name == MANIFEST_FILE or file.name.endswith(".index.json")
+        about_weights = file.name in (MANIFEST_FILE, REPORT_FILE) or file.name.endswith(".index.json")
         if file.is_file() and file.suffix in _COMPANIONS and not about_weights:
             shutil.copyfile(file, folder / file.name)
 
 
-def _declare_dtype(file: Path, dtypes: set[torch.dtype]) -> None:
-    """Writes the weights' dtype into config.json: Transformers converts to the declared one when it loads."""
+def declare_dtype(file: Path, dtypes: set[torch.dtype]) -> None:
+    """Writes the weights' dtype into config.json, unless it stands there and nothing else does: Transformers converts to the
+    declared one when it loads."""
     config = json.loads(file.read_text(encoding="utf-8"))
-    if len(dtypes) == 1:
-        dtype = str(next(iter(dtypes))).removeprefix("torch.")
-        for part in (config, config.get("text_config"), config.get("vision_config")):
-            if part is not None:
-                part.pop("torch_dtype", None)
-                part["dtype"] = dtype
-    _write_json(file, config)
+    parts = [part for part in (config, config.get("text_config"), config.get("vision_config")) if part is not None]
+    dtype = str(next(iter(dtypes))).removeprefix("torch.")
+    declared = [part.get("dtype", part.get("torch_dtype")) for part in parts]
+    if len(dtypes) == 1 and (declared[0] != dtype or not {*declared} <= {dtype, None}):
+        for part in parts:
+            part.pop("torch_dtype", None)
+            part["dtype"] = dtype
+        _write_json(file, config)
 
 
 def _swap(draft: Path, target: Path) -> None:

@@ -57,7 +57,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             raise ValueError(f"{file} is cut off: it has {size} bytes of {wanted}, and {name!r} is not complete")
         if part["dtype"] not in _DTYPES:
             raise ValueError(
-                f"{file}: {name!r} is stored as {part['dtype']}; only {', '.join(_DTYPES)} can be converted (quantised weights?)"
+                f"{file}: {name!r} is stored as {part['dtype']}; only {', '.join(_DTYPES)} are supported (quantised?)"
             )
         infos[name] = TensorInfo(tuple(part["shape"]), _DTYPES[part["dtype"]])
     return infos

@@ -1,4 +1,5 @@
-"""Distributed checkpoints: Megatron's format for weights and optimizer, one JSON file for everything small that resumes.
+"""Distributed checkpoints: Megatron's format for weights and optimizer, one JSON file for everything small that resumes, and
+what makes the weights a Hugging Face folder again (see `models.checkpoint_folder`).
 
 A folder without `state.json` is unfinished and is never resumed from: that file is written last. Saving and loading are
 collective; a checkpoint loads into any layout (`fully_reshardable`).
@@ -6,21 +7,20 @@ collective; a checkpoint loads into any layout (`fully_reshardable`).
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 
+from octopus_mcore.models.checkpoint_folder import HF_FOLDER, STATE_FILE, is_finished, read_state, write_state
+from octopus_mcore.models.hf_folder import copy_companions
+from octopus_mcore.policy.model_state import load_model_state, model_state, present, replicas, set_model_state
 from octopus_mcore.policy.optimizer_state import allocate_state, load_state
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.policy.residence import Part
 from octopus_mcore.runtime.world import World
-
-STATE_FILE = "state.json"
 
 
 def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world: World) -> None:
@@ -34,7 +34,9 @@ def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world:
     dist_checkpointing.save(_sharded(policy, loading=False), str(path))
     world.barrier()
     if world.is_main:
-        _write_state(path, {"version": policy.version, **state})
+        (path / HF_FOLDER).mkdir()
+        copy_companions(policy.hf_folder, path / HF_FOLDER)
+        write_state(path, {"version": policy.version, **state})
     world.barrier()
 
 
@@ -49,29 +51,16 @@ def load_checkpoint(path: Path, policy: Policy, with_optimizer: bool) -> dict[st
     policy.residence.require(Part.PARAMETERS, Part.OPTIMIZER)
     if with_optimizer:
         allocate_state(policy.optimizer)
-        loaded = dist_checkpointing.load(_sharded(policy, loading=True), str(path))
-        _load_model(policy, loaded["model"])
+        wanted = _sharded(policy, loading=True)
+        loaded = dist_checkpointing.load({**wanted, "model": present(wanted["model"], path)}, str(path))
+        set_model_state(policy.main.chunks, loaded["model"])
         load_state(policy.optimizer, loaded["optimizer"])
     else:
-        loaded = dist_checkpointing.load({"model": _model_state(policy)}, str(path))
-        _load_model(policy, loaded["model"])
+        load_model_state(policy.main.chunks, path)
         if policy.optimizer is not None:
             policy.optimizer.reload_model_params()
     policy.version = state["version"]
     return state
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a finished checkpoint. Raises FileNotFoundError for any other folder."""
-    file = path / STATE_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is no finished checkpoint: it has no {STATE_FILE}")
-    return json.loads(file.read_text())
-
-
-def is_finished(path: Path) -> bool:
-    """Whether the folder is a checkpoint that can be resumed from."""
-    return (path / STATE_FILE).is_file()
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -87,40 +76,14 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def _sharded(policy: Policy, loading: bool) -> dict[str, Any]:
-    model = _model_state(policy)
+    model = model_state(policy.main.chunks)
     optimizer = policy.optimizer.sharded_state_dict(
         {"model": model},
         is_loading=loading,
         metadata={
             "distrib_optim_sharding_type": "fully_reshardable",
             "distrib_optim_fully_reshardable_mem_efficient": False,
-            "dp_cp_group": _replicas(),
+            "dp_cp_group": replicas(),
         },
     )
     return {"model": model, "optimizer": optimizer}
-
-
-def _model_state(policy: Policy) -> dict[str, Any]:
-    """By virtual stage; tensors are known by names of the whole model, so another layout's stages find them."""
-    return {
-        f"stage{number}": chunk.sharded_state_dict(metadata={"dp_cp_group": _replicas()})
-        for number, chunk in enumerate(policy.main.chunks)
-    }
-
-
-def _load_model(policy: Policy, state: Mapping[str, Any]) -> None:
-    for number, chunk in enumerate(policy.main.chunks):
-        chunk.load_state_dict(state[f"stage{number}"])
-
-
-def _replicas() -> Any:
-    return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
-def _write_state(path: Path, state: Mapping[str, Any]) -> None:
-    draft = path / f"{STATE_FILE}.partial"
-    with draft.open("w") as stream:
-        json.dump(state, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.rename(path / STATE_FILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,8 +46,9 @@ class Policy:
     """The trained role, its optimizer and, where a phase asks for one, the reference role.
 
     `version` counts optimizer updates since the run began; engines and spans carry it. `images` is where pixel values are
-    looked up, `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling). `residence` moves its
-    memory to the host and back; a method that needs what lies on the host raises `Offloaded`.
+    looked up, `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling). `hf_folder` holds the
+    configuration, tokenizer and processor of the model. `residence` moves its memory to the host and back; a method that needs
+    what lies on the host raises `Offloaded`.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Policy:
     ) -> None:
         self._config = config
         self._world = world
+        self.hf_folder = Path(config.model.path)
         self._images = images
         self._banned = banned_token_ids
         self.main = build_role("policy", config, world, trained=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from octopus_mcore.config.schema import Config
+from octopus_mcore.models.checkpoint_folder import is_finished, read_state
 from octopus_mcore.observe.run_dir import RunDirectory
-from octopus_mcore.policy.checkpoint import finished_checkpoints, is_finished, read_state
+from octopus_mcore.policy.checkpoint import finished_checkpoints
 from octopus_mcore.training.session import RunState
 
 

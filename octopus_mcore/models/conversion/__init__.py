@@ -1,4 +1,5 @@
 """Conversion between Hugging Face folders and Megatron's distributed checkpoints, in one process and bounded memory.
 
-Peak memory: twice the largest tensor of the model, and what the process takes without any tensor.
+Peak memory on top of the idle process: twice the largest parameter of the model, and 4 MiB. (The C library may keep some 32 MiB
+more of what is freed; MALLOC_MMAP_THRESHOLD_ bounds that.)
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from octopus_mcore.models.checkpoint_folder import write_json
+from octopus_mcore.models.hf_folder import settle
 
 _RECEIPTS = "receipts"
 _PLAN = "plan.json"
@@ -163,12 +164,3 @@ def _require_room(target: Path, nbytes: int) -> None:
             f"{target.parent} has {free / 2**30:.2f} GiB free, but {target.name} needs {needed / 2**30:.2f} GiB more: nothing "
             "was converted"
         )
-
-
-def settle(path: Path) -> None:
-    """Returns when the file or folder is on the storage, not only on its way there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

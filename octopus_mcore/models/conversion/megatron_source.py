@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, Metadata, load
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, FileSystemReader, Metadata, load
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from octopus_mcore.models.checkpoint_folder import HF_FOLDER, read_state
@@ -25,6 +27,18 @@ _NOT_WEIGHTS = re.compile(r"(chained_\d+\.)?optimizer\.|.*\._extra_state(/|$)|co
 def is_megatron(path: Path) -> bool:
     """Whether the folder is a Megatron checkpoint, finished or not."""
     return any((path / name).exists() for name in (METADATA_FILE, "metadata.json", HF_FOLDER))
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Around torch's `save` and `load`: what is raised inside comes out as it is, not as an exception of all ranks, and torch
+    does not warn that there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from None
 
 
 class MegatronSource(Source):
@@ -64,16 +78,19 @@ class MegatronSource(Source):
         """See `Source`."""
         return sorted({self.path / info.relative_path for info in self.metadata.storage_data.values()})
 
+    def place(self, name: str) -> str:
+        """See `Source`: into how many blocks its parameter is cut."""
+        key = next(entry.megatron for entry in self.entries if name in entry.hf)
+        blocks = len(self.stored[key].chunks)
+        return f"{blocks} block{'s' if blocks > 1 else ''}"
+
     def _whole(self, key: str) -> torch.Tensor:
         stored = self.stored[key]
         whole = torch.empty(stored.size, dtype=stored.properties.dtype)
         try:
-            load(
-                {key: whole},
-                storage_reader=self._reader,
-                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-                no_dist=True,
-            )
+            planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+            with one_process():
+                load({key: whole}, storage_reader=self._reader, planner=planner, no_dist=True)
         except Exception as error:  # whatever torch says of bytes that are none of its own
             places = ", ".join(sorted({str(self.path / self._place(key, chunk)) for chunk in stored.chunks}))
             raise ValueError(f"{places}: {key} cannot be read ({error}); the file is damaged") from error

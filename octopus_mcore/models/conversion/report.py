@@ -17,8 +17,8 @@ from octopus_mcore.models.conversion.source import Source
 
 @dataclass(frozen=True)
 class Report:
-    """A finished conversion. `resumed_files` were found finished when it began; `sha256` is of all names and checksums, the same
-    for the same weights in either form."""
+    """A finished conversion. `resumed_files` were found finished when it began; `sha256` is of all names and checksums: the
+    same for the same weights in either form."""
 
     target: Path
     parameters: int

@@ -49,6 +49,10 @@ class Source(ABC):
     def files(self) -> list[Path]:
         """All files that hold tensors."""
 
+    @abstractmethod
+    def place(self, name: str) -> str:
+        """Where a tensor's bytes lie, in a word."""
+
     def weight_map(self, padded_vocab_size: int) -> list[WeightEntry]:
         """The family's weight map for a vocabulary of so many rows."""
         return family_of(self.shape.hf).weight_map(self.shape, padded_vocab_size)
@@ -121,7 +125,7 @@ class HuggingFaceSource(Source):
         found: dict[str, TensorInfo] = {}
         for file in self.files():
             for name, info in read_header(file).items():
-                if name not in self.expected and not (name == TIED_HEAD and self.shape.decoder.tied):
+                if name not in self.expected and not (name == TIED_HEAD in self._file_of and self.shape.decoder.tied):
                     raise ValueError(f"{file} holds {name!r}, which the model in {path / 'config.json'} does not have")
                 found[name] = info
         self.entries = tuple(self.weight_map(self.shape.decoder.vocab_size))
@@ -141,7 +145,7 @@ class HuggingFaceSource(Source):
         return sorted(set(self._file_of.values()))
 
     def place(self, name: str) -> str:
-        """Name of the file that holds a tensor."""
+        """See `Source`: the file."""
         return self._file_of[name].name
 
     def _checked_info(self, name: str, found: Mapping[str, TensorInfo]) -> TensorInfo:

@@ -10,7 +10,7 @@ import torch
 
 from octopus_mcore.models.safetensors_file import TensorInfo, tensor_bytes
 
-_CHUNK = 4 * 2**20
+_CHUNK = 2**20
 """Elements that are looked at together; the check takes a few times as many bytes."""
 
 

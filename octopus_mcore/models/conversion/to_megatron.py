@@ -24,6 +24,7 @@ from torch.futures import Future
 
 from octopus_mcore.models.checkpoint_folder import HF_FOLDER, write_state
 from octopus_mcore.models.conversion.draft import Draft, Watcher, draft_of, no_watcher
+from octopus_mcore.models.conversion.megatron_source import one_process
 from octopus_mcore.models.conversion.report import Report, write_report
 from octopus_mcore.models.conversion.source import HuggingFaceSource, full_shapes
 from octopus_mcore.models.conversion.tensors import TensorRecord
@@ -57,7 +58,8 @@ def hf_to_megatron(
     with draft_of(target, plan, folder.nbytes) as draft:
         planner = _LazyPlanner(folder)
         writer = _Writer(draft, file_bytes, watcher, folder.nbytes)
-        save({}, storage_writer=writer, planner=planner, no_dist=True)
+        with one_process():
+            save({}, storage_writer=writer, planner=planner, no_dist=True)
         torch.save({}, draft.path / _COMMON_FILE)
         save_config(CheckpointingConfig("torch_dist", 1), str(draft.path))
         (draft.path / HF_FOLDER).mkdir(exist_ok=True)

@@ -1,20 +1,21 @@
 """`octopus-mcore`: parses the command line, then calls one function. Nothing imports this module.
 
-Heavy libraries are imported inside the commands, so that `--help` and `--dry-run` answer at once.
+Heavy libraries are imported inside the commands, so that `--help` and `--dry-run` answer at once. Each other file of this
+package holds a group of commands.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from octopus_mcore.launch.local import INPUT_ERRORS, RankError, launcher_environment
+from octopus_mcore.cli import convert
+from octopus_mcore.cli.errors import bound_threads, clear_errors
+from octopus_mcore.launch.local import launcher_environment
 
 app = typer.Typer(
     help="Teaches vision-language models to correct themselves (Octopus on Megatron-Core).",
@@ -22,9 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-TRACEBACK = "OCTOPUS_TRACEBACK"
-"""Environment variable; set, errors of the input are shown with their traceback as well."""
+app.add_typer(convert.app, name="convert")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides with YAML values: parallel.tensor=2 rollout.n=8")]
 
@@ -39,7 +38,7 @@ def train(
     ] = False,
 ) -> None:
     """Trains all phases of a run. Starts the ranks it needs, or joins those that torchrun or srun started."""
-    with _clear_errors():
+    with clear_errors():
         from octopus_mcore.config.describe import describe, load_checked
 
         if dry_run:
@@ -48,7 +47,7 @@ def train(
                 typer.echo(description.text, nl=False)
             raise typer.Exit(2 if description.violations else 0)
         checked = load_checked(config, overrides or [], _launched_ranks())
-        _bound_threads(checked.runtime.threads)
+        bound_threads(checked.runtime.threads)
 
         from octopus_mcore.training.run import train as train_run
 
@@ -66,13 +65,13 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this JSON file.")] = None,
 ) -> None:
     """Measures first and final accuracy, what corrections change, and lengths."""
-    with _clear_errors():
+    with clear_errors():
         from octopus_mcore.config.load import load_config
 
         if config is None and not (path / "config.yaml").is_file():
             raise FileNotFoundError(f"{path} holds no config.yaml; name a configuration with --config")
         loaded = load_config(config or path / "config.yaml", overrides or [])
-        _bound_threads(loaded.runtime.threads)
+        bound_threads(loaded.runtime.threads)
 
         from rich.console import Console
 
@@ -104,8 +103,8 @@ def generate(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Answers one question about images."""
-    with _clear_errors():
-        _bound_threads(threads)
+    with clear_errors():
+        bound_threads(threads)
 
         from octopus_mcore.training.generate import generate_answer
 
@@ -119,7 +118,7 @@ def config_docs(
     check: Annotated[bool, typer.Option("--check", help="Only say whether the file is up to date.")] = False,
 ) -> None:
     """Writes the reference of all configuration keys."""
-    with _clear_errors():
+    with clear_errors():
         from octopus_mcore.config.docs import DEFAULT_FILE, write_or_check
 
         up_to_date, message = write_or_check(file or DEFAULT_FILE, check)
@@ -127,35 +126,7 @@ def config_docs(
         raise typer.Exit(0 if up_to_date else 1)
 
 
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Turns what bad input raises into its message and exit code 2; a failing rank into its traceback and exit code 1."""
-    try:
-        yield
-    except INPUT_ERRORS as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        # A ConfigError is complete; other errors may come from anywhere below.
-        hint = () if hasattr(error, "violations") else (f"({TRACEBACK}=1 shows where it was raised)",)
-        _say(f"error: {error}", *hint)
-        raise typer.Exit(2) from None
-    except RankError as error:
-        brief = error.is_input_error and not os.environ.get(TRACEBACK)
-        _say(*(f"error: rank {error.rank}: {error.reason}", f"({TRACEBACK}=1 shows where)") if brief else (f"error: {error}",))
-        raise typer.Exit(2 if error.is_input_error else 1) from None
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        typer.echo(line, err=True)
-
-
 def _launched_ranks() -> int | None:
     """Ranks that a launcher started; None when this command starts them."""
     launched = launcher_environment(os.environ)
     return None if launched is None else int(launched["WORLD_SIZE"])
-
-
-def _bound_threads(threads: int) -> None:
-    """Bounds the CPU threads of this process. OpenMP reads it when torch is first imported, which is later than this call."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
