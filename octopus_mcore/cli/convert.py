@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,8 @@ app = typer.Typer(
 )
 
 _MIB = 2**20
+_WIDE = 1000
+"""Characters; wider than any table of tensors."""
 _FileSize = Annotated[int, typer.Option("--file-mib", min=1, help="Size at which a weight file is closed, in MiB.")]
 
 
@@ -96,20 +99,19 @@ def _progress(what: str) -> Iterator[Watcher]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), _name_column())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=None, tensor="")
+    pace = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), *pace, TextColumn("{task.fields[tensor]}", style="dim"))
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(what, total=None, tensor="")
 
-        def watch(done: int, total: int, name: str) -> None:
-            progress.update(task, completed=done, total=total, tensor=name)
+    def watch(done: int, total: int, name: str) -> None:
+        progress.start()  # shown once the input has been looked at
+        progress.update(task, completed=done, total=total, tensor=name)
 
+    try:
         yield watch
-
-
-def _name_column() -> Any:
-    from rich.progress import TextColumn
-
-    return TextColumn("{task.fields[tensor]}", style="dim")
+    finally:
+        progress.stop()
 
 
 def _tell(report: Report) -> None:
@@ -126,18 +128,17 @@ def _show(found: Inspection) -> None:
     from octopus_mcore.models.conversion.inspection import dtype_name
 
     console = Console()
-    say: Callable[..., None] = console.print
-    say(f"{found.path}: {found.kind}, {found.architecture}", highlight=False)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"{found.path}: {found.kind}, {found.architecture}")
     dtypes = ", ".join(f"{count:,} {name}" for name, count in found.dtypes.items())
-    say(f"{found.parameters:,} parameters ({dtypes}), {found.bytes:,} bytes, {len(found.rows)} tensors", highlight=False)
+    say(f"{found.parameters:,} parameters ({dtypes}), {found.bytes:,} bytes, {len(found.rows)} tensors")
     for name, nbytes in found.others.items():
-        say(f"{name}: {nbytes:,} bytes", highlight=False)
+        say(f"{name}: {nbytes:,} bytes")
     if found.state:
-        say("state: " + ", ".join(f"{key} {value}" for key, value in found.state.items()), highlight=False)
+        say("state: " + ", ".join(f"{key} {value}" for key, value in found.state.items()))
     table = Table("tensor", "Megatron parameter", "dtype", "shape", "bytes", "where", box=None)
     for row in found.rows:
         shape = "×".join(map(str, row.info.shape))
         table.add_row(row.name, row.megatron, dtype_name(row.info), shape, f"{row.info.nbytes:,}", row.place)
-    # A name that is cut off helps nobody: as wide as the table is, where the terminal is narrower.
-    console.width = max(console.width, console.measure(table).maximum)
-    console.print(table, soft_wrap=True)
+    # As wide as it is, whatever the terminal: a name that is cut off helps nobody.
+    Console(width=_WIDE).print(table)
