@@ -11,7 +11,8 @@ import yaml
 
 from octopus_mcore.config.layout import check, data_parallel_size, longest_row, ranks_to_start
 from octopus_mcore.config.load import ConfigError, examine, read_hf_config
-from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.vocabulary import HF_FOLDER, STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,31 @@ class Description:
 
 def violations_of(config: Config, world_size: int | None = None) -> list[str]:
     """All that `layout.check` says, with the checkpoint folder looked at as well."""
-    problems, hf_config = [], None
-    try:
-        hf_config = read_hf_config(config.model.path)
-        if hf_config is None and config.model.create is None:
-            problems = [f"model.path={config.model.path!r} does not exist, and model.create names no function that makes it"]
-    except (FileNotFoundError, ValueError) as error:
-        problems = [f"model.path: {error}"]
+    problems, hf_config = _look_at_model(config.model)
     return problems + check(config, world_size, hf_config)
+
+
+def _look_at_model(model: ModelConfig) -> tuple[list[str], dict[str, Any] | None]:
+    """What is wrong with the folders that the model comes from, and its Hugging Face configuration where it can be read."""
+    problems = []
+    if model.checkpoint is not None and not (Path(model.checkpoint) / STATE_FILE).is_file():
+        problems = [f"model.checkpoint={model.checkpoint!r} is no finished Megatron checkpoint: it has no {STATE_FILE}"]
+    if model.path is None:
+        if model.checkpoint is None:
+            return ["model.path names no Hugging Face folder, and model.checkpoint no Megatron checkpoint; give one"], None
+        if model.create is not None:
+            problems.append("model.create makes a folder at model.path, which is not given")
+        if problems:
+            return problems, None
+    try:
+        hf_config = read_hf_config(model.folder)
+    except (FileNotFoundError, ValueError) as error:
+        return [*problems, f"model.{'checkpoint' if model.path is None else 'path'}: {error}"], None
+    if hf_config is None and model.path is None:
+        problems.append(f"model.checkpoint={model.checkpoint!r} holds no {HF_FOLDER}/; name the model's folder in model.path")
+    elif hf_config is None and model.create is None:
+        problems.append(f"model.path={model.path!r} does not exist, and model.create names no function that makes it")
+    return problems, hf_config
 
 
 def load_checked(path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None) -> Config:
@@ -99,10 +117,12 @@ def _layout(config: Config, world_size: int | None) -> Iterator[str]:
         yield f"{parallel.virtual} virtual stages on each pipeline rank"
     sequence = "on" if parallel.sequence_parallel else "off"
     yield f"sequence parallelism {sequence}, {config.model.dtype}, recompute {config.model.recompute}"
-    if Path(config.model.path).exists():
-        yield f"model {config.model.path}"
-    elif config.model.create is not None:
-        yield f"model {config.model.path}, made at the start by {config.model.create.target}"
+    model = config.model
+    if model.checkpoint is not None:
+        yield f"model {model.folder}, weights of {model.checkpoint}"
+    elif model.path is not None and (Path(model.path).exists() or model.create is not None):
+        made = "" if Path(model.path).exists() else f", made at the start by {model.create.target}"
+        yield f"model {model.path}{made}"
 
 
 def _phases(config: Config, data_size: int) -> Iterator[str]:

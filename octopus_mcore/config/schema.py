@@ -12,6 +12,7 @@ from pydantic import Field
 
 from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.section import PluginConfig, Section
+from octopus_mcore.config.vocabulary import HF_FOLDER
 
 
 class RunConfig(Section):
@@ -78,10 +79,14 @@ class ParallelConfig(Section):
 
 
 class ModelConfig(Section):
-    """The Hugging Face checkpoint that the run starts from and how the policy computes with it."""
+    """The checkpoint that the run starts from and how the policy computes with it."""
 
-    path: str
-    """Folder of a Hugging Face checkpoint (config, safetensors, tokenizer, image processor)."""
+    path: str | None = None
+    """Folder of a Hugging Face checkpoint (config, safetensors, tokenizer, image processor); needed unless `checkpoint` is
+    given."""
+    checkpoint: str | None = None
+    """Megatron checkpoint, converted or saved by a run at any layout, whose weights the run starts from instead of those in
+    `path`. Without `path`, configuration, tokenizer and image processor are the checkpoint's own."""
     create: PluginConfig | None = None
     """Function called with `path` and its options when `path` does not exist yet: for models made from a recipe."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -93,6 +98,11 @@ class ModelConfig(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the decoder: `selective` computes each core attention again in the backward pass (its padded
     copies of queries, keys and values are not stored), `full` each whole layer (only its input is stored)."""
+
+    @property
+    def folder(self) -> str:
+        """The folder of configuration, tokenizer and image processor."""
+        return self.path if self.path is not None else f"{self.checkpoint}/{HF_FOLDER}"
 
 
 class DataConfig(Section):

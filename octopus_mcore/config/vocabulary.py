@@ -19,6 +19,13 @@ EVALUATION_METRICS = {
 }
 """What `experience.statistics.rates` reports of a training step (`train/<name>`) and of an evaluation."""
 
+HF_FOLDER = "hf"
+"""Where in a Megatron checkpoint the files lie that make its weights a Hugging Face folder again: configuration, tokenizer,
+processor."""
+
+STATE_FILE = "state.json"
+"""What a Megatron checkpoint of ours has last; a folder without it is unfinished."""
+
 
 def temperature_name(temperature: float) -> str:
     """How a temperature stands in metric names: 1.0 is `T1`, 0.7 is `T0.7`."""

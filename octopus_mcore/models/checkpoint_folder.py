@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STATE_FILE = "state.json"
-"""A folder without it is unfinished."""
-HF_FOLDER = "hf"
-"""Where the files lie that make Hugging Face weights a checkpoint folder again."""
+from octopus_mcore.config.vocabulary import HF_FOLDER, STATE_FILE
+
+__all__ = ["HF_FOLDER", "REPORT_FILE", "STATE_FILE", "is_finished", "read_state", "write_json", "write_state"]
+
 REPORT_FILE = "report.json"
 
 

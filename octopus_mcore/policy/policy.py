@@ -56,7 +56,7 @@ class Policy:
     ) -> None:
         self._config = config
         self._world = world
-        self.hf_folder = Path(config.model.path)
+        self.hf_folder = Path(config.model.folder)
         self._images = images
         self._banned = banned_token_ids
         self.main = build_role("policy", config, world, trained=True)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -15,6 +16,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from octopus_mcore.config.schema import Config, OptimizerConfig
+from octopus_mcore.models.checkpoint_folder import read_state
 from octopus_mcore.models.decoder_config import check_layout, padded_vocab_size, transformer_config
 from octopus_mcore.models.families import family_of, load_shape
 from octopus_mcore.models.family import ModelShape
@@ -22,6 +24,7 @@ from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.loading import load_weights, mark_split_parameters
 from octopus_mcore.models.model import PolicyModel
 from octopus_mcore.models.weight_map import WeightEntry
+from octopus_mcore.policy.model_state import load_model_state
 from octopus_mcore.policy.optimizer_state import keep_padding
 from octopus_mcore.runtime.world import World
 
@@ -61,12 +64,12 @@ class Role:
 
 
 def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
-    """Builds a role with the weights of the checkpoint folder `model.path`. Collective over the world.
+    """Builds a role with the weights of the folder `model.path`, or of `model.checkpoint`. Collective over the world.
 
     Raises:
         FileNotFoundError, ValueError: the folder is incomplete, of another family, or the layout does not divide the model.
     """
-    shape = load_shape(config.model.path)
+    shape = load_shape(config.model.folder)
     check_layout(shape, config.parallel)
     megatron = transformer_config(shape.decoder, config.model, config.parallel)
     vocab_rows = padded_vocab_size(shape.decoder, config.parallel)
@@ -77,7 +80,11 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     )
     entries = tuple(family_of(shape.hf).weight_map(shape, vocab_rows))
     mark_split_parameters(chunks, entries)
-    load_weights(chunks, entries, HFFolder(config.model.path))
+    if config.model.checkpoint is None:
+        load_weights(chunks, entries, HFFolder(config.model.folder))
+    else:
+        read_state(Path(config.model.checkpoint))  # refuses an unfinished one
+        load_model_state(chunks, Path(config.model.checkpoint))
     if not trained:
         return Role(name, shape, entries, tuple(chunk.requires_grad_(False).eval() for chunk in chunks))
     parallel = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)

@@ -82,7 +82,7 @@ def build_seat(
     if world.is_replica_leader:
         place = folder / f"replica-{world.data_rank}"
         devices = server_devices(config.rollout.sglang, members, members[world.rank])
-        engine = build_engine(config, Path(config.model.path), images, world.device, place, stack, devices)
+        engine = build_engine(config, Path(config.model.folder), images, world.device, place, stack, devices)
     return EngineSeat(
         engine,
         policy,

@@ -31,11 +31,12 @@ def resume_state(config: Config, directory: RunDirectory) -> RunState:
     if unknown := [name for name in finished if name not in config.phases]:
         raise _changed(directory, f"it holds checkpoints of a phase {unknown[0]!r}, which the configuration does not have")
     if latest is None:
-        return RunState(model_path=config.model.path, freeze_vision=config.model.freeze_vision)
+        model = config.model
+        return RunState(model_path=model.path, model_checkpoint=model.checkpoint, freeze_vision=model.freeze_vision)
     known = RunState.__dataclass_fields__
     state = RunState(**{key: value for key, value in read_state(finished[latest][-1]).items() if key in known})
     _check_steps(config, directory, state)
-    for key in ("model_path", "freeze_vision"):
+    for key in ("model_path", "model_checkpoint", "freeze_vision"):
         name = key.removeprefix("model_")
         if (now := getattr(config.model, name)) != (then := getattr(state, key)):
             raise _changed(directory, f"it was started with model.{name}={then!r}, the configuration says {now!r}")

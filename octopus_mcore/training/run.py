@@ -62,14 +62,15 @@ def train_rank(config: Config) -> None:
 
 def _create_model(config: Config, world: World) -> None:
     """Makes the checkpoint folder where the configuration says how and it does not exist yet."""
-    if config.model.create is not None and world.is_main and not Path(config.model.path).exists():
-        load_plugin(config.model.create, "model.create", path=config.model.path)
+    model = config.model
+    if model.create is not None and world.is_main and not Path(model.folder).exists():
+        load_plugin(model.create, "model.create", path=model.folder)
     world.barrier()
 
 
 def _open_session(config: Config, world: World, directory: RunDirectory, state: RunState, stack: ExitStack) -> Session:
     """Everything that can refuse bad input happens here, before the first step."""
-    processor = Processor.from_pretrained(config.model.path, config.data.prompt_suffix, config.data.max_prompt_tokens)
+    processor = Processor.from_pretrained(config.model.folder, config.data.prompt_suffix, config.data.max_prompt_tokens)
     if world.is_main:
         _validate_sources(config)
         validate_replays(config)

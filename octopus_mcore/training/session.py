@@ -45,7 +45,8 @@ class RunState:
     prompts_drawn: int = 0
     buffer: Mapping[str, Any] = field(default_factory=dict)
     best: float | None = None
-    model_path: str = ""
+    model_path: str | None = None
+    model_checkpoint: str | None = None
     freeze_vision: bool = False
 
 
@@ -164,7 +165,7 @@ class Session:
         """Writes the policy as a Hugging Face folder into the run directory. Collective."""
         self.seat.make_room()
         target = self.directory.path / name if self.world.is_main else None
-        save_hf_folder(self.policy.weight_stream("leader"), target, self.config.model.path)
+        save_hf_folder(self.policy.weight_stream("leader"), target, self.config.model.folder)
 
     def retain_images(self, prompts: Sequence[Prompt]) -> None:
         """Forgets all images but those of these prompts and of the evaluation sets."""
