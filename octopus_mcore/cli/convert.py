@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,14 +104,14 @@ def _progress(what: str) -> Iterator[Watcher]:
     progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task(what, total=None, tensor="")
 
-    def watch(done: int, total: int, name: str) -> None:
-        progress.start()  # shown once the input has been looked at
-        progress.update(task, completed=done, total=total, tensor=name)
+    with ExitStack() as shown:
 
-    try:
+        def watch(done: int, total: int, name: str) -> None:
+            if not progress.live.is_started:  # not before the input has been looked at
+                shown.enter_context(progress)
+            progress.update(task, completed=done, total=total, tensor=name)
+
         yield watch
-    finally:
-        progress.stop()
 
 
 def _tell(report: Report) -> None:

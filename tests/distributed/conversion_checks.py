@@ -44,7 +44,8 @@ def restored(checkpoint: str, layout: Layout, load_from: str) -> tuple[dict, dic
 
 
 def _config(checkpoint: str, layout: Layout) -> Config:
-    return config_for(None, layout, checkpoint=checkpoint)
+    config = config_for("nowhere", layout)
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": None, "checkpoint": checkpoint})})
 
 
 def _state(policy: Policy) -> dict[str, Tensors]:

@@ -67,6 +67,24 @@ def test_the_checkpoint_folder_is_looked_at(tmp_path: Path) -> None:
     assert "num_hidden_layers=3" in describe(file, [here, "parallel.pipeline=4"]).violations[0]
 
 
+def test_a_megatron_checkpoint_is_looked_at(tmp_path: Path) -> None:
+    """Its own configuration counts where there is no `model.path`."""
+    file, checkpoint = write(tmp_path), tmp_path / "checkpoint"
+    alone = ["model.path=null", "model.create=null"]
+    here = [*alone, f"model.checkpoint={checkpoint}"]
+    assert "give one" in describe(file, alone).violations[0]
+    assert "is no finished Megatron checkpoint" in describe(file, here).violations[0]
+    (checkpoint / "hf").mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    assert "no config.json" in describe(file, here).violations[0]
+    (checkpoint / "hf" / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_vl", "text_config": {"num_hidden_layers": 3}})
+    )
+    assert describe(file, here).violations == () and f"weights of {checkpoint}" in describe(file, here).text
+    assert "num_hidden_layers=3" in describe(file, [*here, "parallel.pipeline=4"]).violations[0]
+    assert "model.create makes" in describe(file, [*here, "model.create.target=package:make"]).violations[0]
+
+
 def test_the_committed_reference_is_up_to_date(tmp_path: Path) -> None:
     up_to_date, message = write_or_check(REPOSITORY / "docs" / "configuration.md", check=True)
     assert up_to_date, message

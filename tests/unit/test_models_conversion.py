@@ -21,7 +21,7 @@ from octopus_mcore.models.conversion.megatron_source import MegatronSource
 from octopus_mcore.models.conversion.source import HuggingFaceSource, open_source
 from octopus_mcore.models.conversion.to_hf import megatron_to_hf
 from octopus_mcore.models.conversion.to_megatron import hf_to_megatron
-from octopus_mcore.models.families import expected_tensors
+from octopus_mcore.models.families import FAMILIES, expected_tensors
 from octopus_mcore.models.hf_folder import HFFolder, verify_hf_folder
 from tests.tiny import create_tiny_checkpoint, tiny_config
 
@@ -86,6 +86,17 @@ def test_the_report_counts_and_signs_everything(origin: Path, tmp_path: Path) ->
     for name, written in report["files"].items():
         assert (tmp_path / "megatron" / name).stat().st_size == written["bytes"]
     assert is_finished(tmp_path / "megatron") and (tmp_path / "megatron" / HF_FOLDER / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family(family: str, tied: bool, tmp_path: Path) -> None:
+    origin = create_tiny_checkpoint(tmp_path / "origin", tied=tied, family=family)
+    hf_to_megatron(origin, tmp_path / "megatron", SMALL_FILES)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "hf", SMALL_FILES)
+    sources = [open_source(tmp_path / name) for name in ("origin", "megatron", "hf")]
+    assert compare(sources[0], sources[1]).equal and compare(sources[0], sources[2]).equal
+    assert set(sources[1].tensors) == set(HFFolder(origin).names())
 
 
 def change(folder: Path, edit) -> None:
@@ -224,9 +235,8 @@ def test_memory_is_that_of_two_tensors(tmp_path: Path) -> None:
     library keeps some of what is freed, unless told from which size on to give it back.)"""
     large = tmp_path / "large"
     large.mkdir()
-    config = tiny_config(tied=False)
-    config.text_config.update({"vocab_size": 4000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8})
-    config.vision_config.out_hidden_size = 512
+    sizes = {"vocab_size": 4000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    config = tiny_config(tied=False, **sizes)
     config.save_pretrained(large)
     tensors = {name: torch.full(shape, 0.5) for name, shape in expected_tensors(config).items()}
     save_file(tensors, large / "model.safetensors", metadata={"format": "pt"})
