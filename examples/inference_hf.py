@@ -3,14 +3,14 @@
     python examples/inference_hf.py runs/digits_octopus/export --image picture.png \\
         --question "First*second+next?" --instruction none
 
-Only the instructions' texts come from octopus_mcore; the model is an ordinary Qwen3-VL.
+Only the instructions' texts come from octopus_mcore; the model is an ordinary one of its family. Text models take no --image.
 """
 
 import argparse
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from octopus_mcore.data.instructions import SELF_CORRECTION_SUFFIX, THINK_SUFFIX
 
@@ -20,10 +20,11 @@ INSTRUCTIONS = {"self-correction": SELF_CORRECTION_SUFFIX, "think": THINK_SUFFIX
 def build_inputs(path, question, image_files):
     """Token ids and pixels of one user turn: what `AutoProcessor` builds, from its two parts.
 
-    `AutoProcessor` also loads Qwen3-VL's video processor, which needs torchvision; tokenizer and image processor do not.
+    `AutoProcessor` also loads a video processor, which needs torchvision; tokenizer and image processor do not.
     """
     tokenizer = AutoTokenizer.from_pretrained(path)
-    content = [{"type": "image"} for _ in image_files] + [{"type": "text", "text": question}]
+    # Templates of text models read a string only.
+    content = [{"type": "image"} for _ in image_files] + [{"type": "text", "text": question}] if image_files else question
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     inputs = {}
     if image_files:
@@ -34,7 +35,8 @@ def build_inputs(path, question, image_files):
         tokens = (inputs["image_grid_thw"].prod(dim=1) // processor.merge_size**2).tolist()
         text = first + "".join("<|image_pad|>" * count + part for count, part in zip(tokens, rest, strict=True))
     inputs |= tokenizer(text, add_special_tokens=False, return_tensors="pt")
-    inputs["mm_token_type_ids"] = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    if image_files:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
     return tokenizer, {name: value for name, value in inputs.items() if name != "token_type_ids"}
 
 
@@ -52,7 +54,9 @@ def main(arguments=None):
     question = "\n\n".join(filter(None, (options.question, INSTRUCTIONS[options.instruction])))
     tokenizer, inputs = build_inputs(options.model, question, options.image)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Qwen3VLForConditionalGeneration.from_pretrained(options.model, dtype="auto").to(device)
+    has_vision = hasattr(AutoConfig.from_pretrained(options.model), "vision_config")
+    family = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
+    model = family.from_pretrained(options.model, dtype="auto").to(device)
     torch.manual_seed(options.seed)
     # top_k=0 and top_p=1: the distribution that the model was trained on, not the shipped generation defaults.
     sampling = {"do_sample": True, "temperature": options.temperature, "top_k": 0, "top_p": 1.0}

@@ -65,8 +65,9 @@ def tiny_config(tied: bool, family: str = "qwen3_vl", deepstack: Sequence[int] =
         vision = dict(_VISION, out_hidden_size=width, num_position_embeddings=16, deepstack_visual_indexes=[*deepstack])
         return Qwen3VLConfig(text_config=decoder, vision_config=vision, tie_word_embeddings=tied, **_TOKENS)
     if family == "qwen2_5_vl":
-        rope = dict(_ROPE, mrope_section=[1, 1, 2])
-        decoder = dict(_TEXT, rope_parameters=rope) | text
+        decoder = dict(_TEXT) | text
+        eighth = decoder["hidden_size"] // decoder["num_attention_heads"] // 8
+        decoder["rope_parameters"] = dict(_ROPE, mrope_section=[eighth, eighth, 2 * eighth])
         vision = dict(_VISION, out_hidden_size=decoder["hidden_size"], window_size=16, fullatt_block_indexes=[1])
         return Qwen2_5_VLConfig(text_config=decoder, vision_config=vision, tie_word_embeddings=tied, **_TOKENS)
     decoder = dict(_TEXT, rope_parameters=dict(_ROPE), tie_word_embeddings=tied) | text

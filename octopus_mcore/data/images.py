@@ -129,15 +129,21 @@ class ImageStore(Mapping[str, ProcessedImage]):
     Nothing is forgotten silently: memory grows with every new image until the owner calls `retain`.
     """
 
-    def __init__(self, image_processor: Qwen2VLImageProcessorPil) -> None:
+    def __init__(self, image_processor: Qwen2VLImageProcessorPil | None) -> None:
+        """`image_processor` is None for a text model: its store stays empty."""
         self._processor = image_processor
         self._processed: dict[str, ProcessedImage] = {}
         self._raw: dict[str, Image.Image] = {}
 
     @property
+    def takes_images(self) -> bool:
+        """False for a text model."""
+        return self._processor is not None
+
+    @property
     def merge_size(self) -> int:
-        """Patches along one side of the square that becomes one image token."""
-        return self._processor.merge_size
+        """Patches along one side of the square that becomes one image token; 1 for a text model."""
+        return self._processor.merge_size if self.takes_images else 1
 
     def num_tokens(self, grid: Grid) -> int:
         """Placeholder tokens of an image with this patch grid: prod(grid) / merge²."""
@@ -148,13 +154,19 @@ class ImageStore(Mapping[str, ProcessedImage]):
         return self.add_many([image])[0]
 
     def add_many(self, images: Sequence[Image.Image]) -> list[tuple[str, Grid]]:
-        """Like `add` for many images at once; new images of equal size are processed together."""
+        """Like `add` for many images at once; new images of equal size are processed together.
+
+        Raises:
+            UnfitImage: the store is a text model's.
+        """
         rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
         keys = [content_key(image) for image in rgb]
         by_size: dict[tuple[int, int], dict[str, Image.Image]] = {}
         for key, image in zip(keys, rgb, strict=True):
             if key not in self._processed:
                 by_size.setdefault(image.size, {})[key] = image
+        if by_size and not self.takes_images:
+            raise UnfitImage(f"{len(images)} images for a text model, which has no image processor")
         for new in by_size.values():
             processed = process_equal_sizes(self._processor, list(new.values()))
             for (key, image), result in zip(new.items(), processed, strict=True):

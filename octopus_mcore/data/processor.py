@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from octopus_mcore.data.chatml import CHATML_TEMPLATE
 from octopus_mcore.data.images import ImageSource, ImageStore, load_image_processor, open_image
 from octopus_mcore.data.rows import IMAGE_MARKER, Row
-from octopus_mcore.data.special_tokens import SpecialTokens, read_special_tokens
+from octopus_mcore.data.special_tokens import SpecialTokens, read_special_tokens, reads_images
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, Prompt
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Processor:
             raise FileNotFoundError(f"{folder} holds no tokenizer: expected tokenizer.json")
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         tokens = read_special_tokens(tokenizer, folder)
-        store = ImageStore(load_image_processor(folder))
+        store = ImageStore(load_image_processor(folder) if reads_images(folder) else None)
         return cls(tokenizer, tokens, store, _chat_template(tokenizer, folder), prompt_suffix, max_prompt_tokens)
 
     def prompt(
@@ -103,12 +103,12 @@ class Processor:
         """One prompt; its images enter the store.
 
         Raises:
-            FileNotFoundError, ValueError: an image is missing or cannot be decoded.
+            FileNotFoundError, ValueError: an image is missing or cannot be decoded, or the model reads text only.
             PlaceholderMismatch: markers or placeholders in the question do not fit the images.
             PromptTooLong: the prompt exceeds `max_prompt_tokens`.
         """
         row = Row(uid, question, answer, tuple(images), metadata or {})
-        return self._assemble(row, self.images.add_many(_open_all(row)))
+        return self._assemble(row, self.images.add_many(self._opened(row)))
 
     def prompts(self, rows: Sequence[Row]) -> tuple[list[Prompt], list[PromptTooLong]]:
         """Prompts of many rows in order, their images processed together, and the errors of those that are too long.
@@ -116,7 +116,7 @@ class Processor:
         Raises:
             FileNotFoundError, ValueError: as `prompt`; only over-long prompts are left out.
         """
-        opened = [_open_all(row) for row in rows]
+        opened = [self._opened(row) for row in rows]
         stored = iter(self.images.add_many([image for images in opened for image in images]))
         prompts, too_long = [], []
         for row, images in zip(rows, opened, strict=True):
@@ -139,6 +139,14 @@ class Processor:
     def check_prompt(self, prompt: Prompt) -> None:
         """`check_prompt` with this processor's tokens and store."""
         check_prompt(prompt, self.images, self.tokens.image_pad, self.images.merge_size)
+
+    def _opened(self, row: Row) -> list:
+        if row.images and not self.images.takes_images:
+            raise ValueError(
+                f"prompt {row.uid!r} has {len(row.images)} images, but the checkpoint in model.path is a text model "
+                "(its config.json has no vision_config); take rows without images, or a vision-language checkpoint"
+            )
+        return [open_image(image, f"prompt {row.uid!r}, image {index}") for index, image in enumerate(row.images)]
 
     def _assemble(self, row: Row, images: Sequence[tuple[str, tuple[int, int, int]]]) -> Prompt:
         """Expands the placeholders of a row whose images are stored."""
@@ -173,7 +181,9 @@ class Processor:
     def _render(self, question: str, image_count: int) -> _Rendered:
         """Renders the chat with one placeholder per image and tokenises it."""
         text = question.strip() + (f"\n\n{self.prompt_suffix}" if self.prompt_suffix else "")
-        messages = [{"role": "user", "content": _content(text, image_count)}]
+        # Templates of text models read a string and nothing else; some drop a list of items without a word.
+        content = _content(text, image_count) if self.images.takes_images else text
+        messages = [{"role": "user", "content": content}]
         chat = self.tokenizer.apply_chat_template(
             messages, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
         )
@@ -181,7 +191,7 @@ class Processor:
         return _Rendered(ids, tuple(i for i, token in enumerate(ids) if token == self.tokens.image_pad))
 
 
-def check_prompt(prompt: Prompt, images: Mapping[str, ProcessedImage], image_pad: int, merge_size: int) -> None:
+def check_prompt(prompt: Prompt, images: Mapping[str, ProcessedImage], image_pad: int | None, merge_size: int) -> None:
     """Checks that a prompt's placeholder tokens are exactly those that its images' grids ask for, at the recorded offsets.
 
     Raises:
@@ -219,10 +229,6 @@ def _content(text: str, image_count: int) -> list[dict[str, str]]:
         items += [{"type": "image"}] if index else []
         items += [{"type": "text", "text": piece}] if piece else []
     return items
-
-
-def _open_all(row: Row) -> list:
-    return [open_image(image, f"prompt {row.uid!r}, image {index}") for index, image in enumerate(row.images)]
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:

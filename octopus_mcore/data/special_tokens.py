@@ -27,14 +27,15 @@ _CONFIG_KEYS = {
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the special tokens. `end_ids` are all tokens that end a response; the first is the one that ends a chat turn."""
+    """Ids of the special tokens. `end_ids` are all tokens that end a response; the first is the one that ends a chat turn.
+    Vision tokens that the tokenizer of a text model does not have are None."""
 
     end_ids: tuple[int, ...]
     pad: int
-    image_pad: int
-    video_pad: int
-    vision_start: int
-    vision_end: int
+    image_pad: int | None
+    video_pad: int | None
+    vision_start: int | None
+    vision_end: int | None
     think_open: int
     think_close: int
 
@@ -46,7 +47,13 @@ class SpecialTokens:
     @property
     def banned(self) -> tuple[int, ...]:
         """Vision special tokens: never sampled, and removed from the trainer's softmax alike."""
-        return (self.image_pad, self.video_pad, self.vision_start, self.vision_end)
+        vision = (self.image_pad, self.video_pad, self.vision_start, self.vision_end)
+        return tuple(token for token in vision if token is not None)
+
+
+def reads_images(path: Path) -> bool:
+    """Whether the checkpoint in a folder has a vision tower. Raises FileNotFoundError when it has no `config.json`."""
+    return "vision_config" in _read_json(path / "config.json", required=True)
 
 
 def read_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> SpecialTokens:
@@ -58,23 +65,28 @@ def read_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Speci
         FileNotFoundError: the folder has no `config.json`.
     """
     config = _read_json(path / "config.json", required=True)
-    ids = {token: _token_id(tokenizer, token, path) for token in (*_CONFIG_KEYS, THINK_OPEN, THINK_CLOSE)}
+    ids = {token: _token_id(tokenizer, token, path) for token in (THINK_OPEN, THINK_CLOSE)}
+    if reads_images(path):
+        ids |= {token: _token_id(tokenizer, token, path) for token in _CONFIG_KEYS}
     for token, key in _CONFIG_KEYS.items():
-        if config.get(key) != ids[token]:
+        if token in ids and config.get(key) != ids[token]:
             raise ValueError(
                 f"{path / 'config.json'}: {key} is {config.get(key)}, but the tokenizer in {path} gives {token} the id "
                 f"{ids[token]}; config and tokenizer belong to different checkpoints"
             )
     end_ids = _end_ids(tokenizer, path)
+    vision = dict.fromkeys(_CONFIG_KEYS) | {
+        token: known for token, known in tokenizer.get_vocab().items() if token in _CONFIG_KEYS
+    }
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
     _check_vocabulary(tokenizer, config, path)
     return SpecialTokens(
         end_ids=end_ids,
         pad=pad,
-        image_pad=ids[IMAGE_PAD],
-        video_pad=ids[VIDEO_PAD],
-        vision_start=ids[VISION_START],
-        vision_end=ids[VISION_END],
+        image_pad=vision[IMAGE_PAD],
+        video_pad=vision[VIDEO_PAD],
+        vision_start=vision[VISION_START],
+        vision_end=vision[VISION_END],
         think_open=ids[THINK_OPEN],
         think_close=ids[THINK_CLOSE],
     )
@@ -109,11 +121,12 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[int, ...]:
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any], path: Path) -> None:
     """Every id of the tokenizer must have a row in the model's embedding."""
+    where = "text_config.vocab_size" if "text_config" in config else "vocab_size"
     size = config.get("text_config", config).get("vocab_size")
     largest = max(tokenizer.get_vocab().values())
     if size is None or largest >= size:
         raise ValueError(
-            f"{path / 'config.json'}: text_config.vocab_size is {size}, but the tokenizer's largest id is {largest}; "
+            f"{path / 'config.json'}: {where} is {size}, but the tokenizer's largest id is {largest}; "
             f"at least {largest + 1} embeddings are needed"
         )
 

@@ -13,9 +13,10 @@ from os import PathLike
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from octopus_mcore.models.families import family_of, load_shape
 from octopus_mcore.models.hf_folder import checked_items
 from octopus_mcore.models.weight_stream import WeightStream
 from octopus_mcore.rollout.engine import (
@@ -36,7 +37,7 @@ _COMPACT_BELOW = 0.85
 
 
 class EmbeddedEngine:
-    """A `RolloutEngine` (see `rollout/engine.py`) for Qwen3-VL checkpoints.
+    """A `RolloutEngine` (see `rollout/engine.py`) for checkpoints of every family.
 
     Memory: the weights, the cache of at most `max_batch_size` responses, and the features of the images of one batch.
     Results depend on how requests are batched only through the rounding of sums; the random numbers do not.
@@ -50,16 +51,19 @@ class EmbeddedEngine:
         dtype: torch.dtype = torch.float32,
         max_batch_size: int = 512,
     ) -> None:
-        """Builds the empty model. `images` is read during `generate`, so it may grow between calls."""
-        self._config = AutoConfig.from_pretrained(str(hf_config_path))
-        if self._config.model_type != "qwen3_vl":
-            raise ValueError(f"{hf_config_path}: the embedded engine runs qwen3_vl models, found {self._config.model_type!r}")
+        """Builds the empty model. `images` is read during `generate`, so it may grow between calls.
+
+        Raises:
+            FileNotFoundError, ValueError: the folder holds no configuration of a known family.
+        """
+        self._config = load_shape(hf_config_path).hf
+        self._family = family_of(self._config)
         self._images = images
         self._device = torch.device(device)
         self._dtype = dtype
         self._max_batch_size = max_batch_size
         self._version: int | None = None
-        self._model: Qwen3VLForConditionalGeneration | None = None
+        self._model: PreTrainedModel | None = None
         self._build()
 
     def resume_memory(self) -> None:
@@ -67,8 +71,9 @@ class EmbeddedEngine:
 
     def _build(self) -> None:
         """Takes the memory of the weights."""
+        kind = AutoModelForImageTextToText if self._family.vision_tower else AutoModelForCausalLM
         with torch.device(self._device), no_init_weights():
-            model = AutoModelForImageTextToText.from_config(self._config, dtype=self._dtype, attn_implementation="sdpa")
+            model = kind.from_config(self._config, dtype=self._dtype, attn_implementation="sdpa")
         model.tie_weights()
         self._model = model.eval().requires_grad_(False)
 
@@ -108,7 +113,7 @@ class EmbeddedEngine:
         try:
             if self._model is None:
                 self._build()
-            own = self._model.state_dict()
+            own = {self._family.file_name(name): tensor for name, tensor in self._model.state_dict().items()}
             for item in checked_items(
                 stream, {name: tensor.shape for name, tensor in own.items()}, self._tied, "weight update"
             ):

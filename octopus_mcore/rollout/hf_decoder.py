@@ -1,4 +1,4 @@
-"""Prefill and one-token steps of a Hugging Face Qwen3-VL for many rows at once.
+"""Prefill and one-token steps of a Hugging Face model of any family for many rows at once.
 
 The modules are Transformers' own; the loop over decoder layers is here because the wrappers around it cost more than
 a small model's arithmetic, and because rows that share a prompt shall share its prefill. Rows are left-padded, so
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Qwen3VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from octopus_mcore.experience.types import ImageRef
 from octopus_mcore.rollout.engine import ImageLookup
@@ -80,9 +80,7 @@ def _select(store: torch.Tensor, rows: torch.Tensor, length: int) -> torch.Tenso
 class Decoding:
     """Rows under way: their cache, which of its columns are padding, and each row's next position. Made by `prefill`."""
 
-    def __init__(
-        self, model: Qwen3VLForConditionalGeneration, cache: KeyValueCache, valid: torch.Tensor, next_position: torch.Tensor
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, cache: KeyValueCache, valid: torch.Tensor, next_position: torch.Tensor) -> None:
         self._model = model
         self._cache = cache
         self._valid = None if bool(valid.all()) else valid
@@ -97,8 +95,8 @@ class Decoding:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Appends one token to each row (int64 [rows]); returns the logits behind it, [rows, vocabulary]."""
-        hidden = self._model.model.language_model.embed_tokens(tokens[:, None])
-        position_ids = self._next_position[None, :, None].expand(3, -1, -1)
+        hidden = _decoder(self._model).embed_tokens(tokens[:, None])
+        position_ids = self._next_position[:, None]
         mask = None
         if self._valid is not None:
             self._valid = torch.nn.functional.pad(self._valid, (0, 1), value=True)
@@ -109,7 +107,7 @@ class Decoding:
 
 
 def prefill(
-    model: Qwen3VLForConditionalGeneration, prefixes: Sequence[Prefix], features: Mapping[str, ImageFeatures]
+    model: PreTrainedModel, prefixes: Sequence[Prefix], features: Mapping[str, ImageFeatures]
 ) -> tuple[Decoding, torch.Tensor]:
     """Reads the prefixes; returns their decoding state and the logits behind each, [prefixes, vocabulary].
 
@@ -120,29 +118,28 @@ def prefill(
     width = max(len(prefix.token_ids) for prefix in prefixes)
     token_ids = torch.zeros((len(prefixes), width), dtype=torch.long)
     valid = torch.zeros((len(prefixes), width), dtype=torch.bool)
+    image_token = getattr(model.config, "image_token_id", None)
     for row, prefix in enumerate(prefixes):
-        _check(prefix, model.config.image_token_id)
+        _check(prefix, image_token)
         token_ids[row, width - len(prefix.token_ids) :] = torch.tensor(prefix.token_ids)
         valid[row, width - len(prefix.token_ids) :] = True
-    placed = valid & (token_ids == model.config.image_token_id)
+    placed = valid & (token_ids == (-1 if image_token is None else image_token))
     images = [features[ref.key] for prefix in prefixes for ref in prefix.images]
     position_ids, next_position = _positions(model, token_ids, valid, placed, images)
 
-    hidden = model.model.language_model.embed_tokens(token_ids.to(device))
+    hidden = _decoder(model).embed_tokens(token_ids.to(device))
     visual = None
     if images:
         where, levels = placed.to(device), torch.cat([image.levels for image in images], dim=1)
         hidden[where] = levels[0].to(hidden.dtype)
         visual = where, levels[1:]
     mask = None if bool(valid.all()) else _prefill_mask(valid).to(device)
-    cache = KeyValueCache(model.config.text_config.num_hidden_layers)
+    cache = KeyValueCache(len(_decoder(model).layers))
     hidden = _decode(model, hidden, position_ids.to(device), mask, cache, visual)
     return Decoding(model, cache, valid.to(device), next_position.to(device)), model.lm_head(hidden[:, -1])
 
 
-def image_features(
-    model: Qwen3VLForConditionalGeneration, images: ImageLookup, keys: Sequence[str]
-) -> dict[str, ImageFeatures]:
+def image_features(model: PreTrainedModel, images: ImageLookup, keys: Sequence[str]) -> dict[str, ImageFeatures]:
     """Features of the images `keys`, by one pass of the vision tower."""
     if not keys:
         return {}
@@ -150,23 +147,28 @@ def image_features(
     pixels = torch.cat([torch.from_numpy(image.pixel_values) for image in found]).to(model.device, model.dtype)
     grid_thw = torch.tensor([image.grid_thw for image in found], device=model.device)
     output = model.model.visual(pixels, grid_thw=grid_thw)
-    levels = torch.stack([output.pooler_output, *output.deepstack_features])
+    levels = torch.stack([output.pooler_output, *getattr(output, "deepstack_features", ())])
     merge = model.config.vision_config.spatial_merge_size
     parts = levels.split((grid_thw.prod(dim=1) // merge**2).tolist(), dim=1)
     return {key: ImageFeatures(part, image.grid_thw) for key, part, image in zip(keys, parts, found, strict=True)}
 
 
+def _decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """Embedding, layers, rotary frequencies and final norm: the inner model of a vision model, a text model's only one."""
+    return getattr(model.model, "language_model", model.model)
+
+
 def _decode(
-    model: Qwen3VLForConditionalGeneration,
+    model: PreTrainedModel,
     hidden: torch.Tensor,
     position_ids: torch.Tensor,
     mask: torch.Tensor | None,
     cache: KeyValueCache,
     visual: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Hidden states behind the final norm. `visual` is the placeholders' mask and their deepstack features [levels,
-    tokens, hidden]."""
-    decoder = model.model.language_model
+    """Hidden states behind the final norm. `position_ids` are [rows, new] where all channels agree, else [3, rows, new];
+    `visual` is the placeholders' mask and their deepstack features [levels, tokens, hidden]."""
+    decoder = _decoder(model)
     angles = decoder.rotary_emb(hidden, position_ids)
     for index, layer in enumerate(decoder.layers):
         hidden = layer(hidden, attention_mask=mask, past_key_values=cache, position_embeddings=angles)
@@ -176,13 +178,16 @@ def _decode(
 
 
 def _positions(
-    model: Qwen3VLForConditionalGeneration,
+    model: PreTrainedModel,
     token_ids: torch.Tensor,
     valid: torch.Tensor,
     placed: torch.Tensor,
     images: Sequence[ImageFeatures],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three-channel M-RoPE positions [3, rows, width] and each row's next position [rows], by Transformers' own rule."""
+    """Positions of the tokens and each row's next position [rows], by Transformers' own rule: of a text model [rows, width],
+    of a vision model the three channels [3, rows, width]."""
+    if not hasattr(model.model, "get_rope_index"):
+        return (valid.cumsum(dim=1) - 1).clamp(min=0), valid.sum(dim=1)
     grids = torch.tensor([image.grid_thw for image in images]) if images else None
     position_ids, delta = model.model.get_rope_index(token_ids, placed.int(), image_grid_thw=grids, attention_mask=valid)
     return position_ids, valid.sum(dim=1) + delta[:, 0]
@@ -196,7 +201,7 @@ def _prefill_mask(valid: torch.Tensor) -> torch.Tensor:
     return ((causal & valid[:, None, :]) | torch.eye(width, dtype=torch.bool))[:, None]
 
 
-def _check(prefix: Prefix, image_token: int) -> None:
+def _check(prefix: Prefix, image_token: int | None) -> None:
     if not prefix.token_ids:
         raise ValueError("a generation request without tokens: there is nothing to continue")
     spans = [prefix.token_ids[ref.offset : ref.offset + ref.num_tokens] for ref in prefix.images]

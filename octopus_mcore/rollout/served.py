@@ -87,7 +87,8 @@ class ServedEngine:
         self._devices = devices
         self._hf_config = AutoConfig.from_pretrained(model)
         self._shapes = expected_tensors(self._hf_config)
-        self._pictures = PictureCodec(model)
+        self._placeholder: int | None = getattr(self._hf_config, "image_token_id", None)  # None: a text model
+        self._pictures = None if self._placeholder is None else PictureCodec(model)
         self._transport = build_transport(config, folder, model, device)
         self._reference_transport = DiskTransport(Path(config.weights_folder or folder) / "check", model)
         self._aborts = 0
@@ -125,11 +126,10 @@ class ServedEngine:
         )
         log = self._folder / (f"engine-{number}-restart-{restart}.log" if restart else f"engine-{number}.log")
         process = ServerProcess(name, command, environment, log)
-        placeholder = self._hf_config.image_token_id
-        return SGLangServer(f"http://127.0.0.1:{port}", config, placeholder, self._deterministic, process)
+        return SGLangServer(f"http://127.0.0.1:{port}", config, self._placeholder, self._deterministic, process)
 
     def _found(self, url: str, restart: int) -> SGLangServer:
-        return SGLangServer(url, self._config, self._hf_config.image_token_id, self._deterministic)
+        return SGLangServer(url, self._config, self._placeholder, self._deterministic)
 
     @property
     def _servers(self) -> list[SGLangServer]:

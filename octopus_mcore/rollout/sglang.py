@@ -51,9 +51,10 @@ class SGLangServer:
     wrong request an `EngineError`."""
 
     def __init__(
-        self, url: str, config: SGLangConfig, placeholder: int, deterministic: bool, process: ServerProcess | None = None
+        self, url: str, config: SGLangConfig, placeholder: int | None, deterministic: bool, process: ServerProcess | None = None
     ) -> None:
-        """`placeholder` is the id that stands for a piece of an image; `process` the server's, where this run started it."""
+        """`placeholder` is the id that stands for a piece of an image, None for a text model; `process` the server's, where
+        this run started it."""
         self.name = process.name if process is not None else url
         self.tensor, self.gone = config.tensor, False
         self.identity = uuid.uuid4().hex

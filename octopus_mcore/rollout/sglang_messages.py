@@ -23,7 +23,7 @@ _BANNED_BIAS = -1e30
 
 
 def body_of(
-    request: GenerationRequest, samples: int, pictures: Sequence[bytes], placeholder: int, deterministic: bool
+    request: GenerationRequest, samples: int, pictures: Sequence[bytes], placeholder: int | None, deterministic: bool
 ) -> dict[str, Any]:
     """The JSON of a request for `samples` responses to one prompt. `pictures` are its images as PNG files, `placeholder` the id
     that stands for a piece of an image.
@@ -59,7 +59,7 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     }
 
 
-def _one_placeholder_each(request: GenerationRequest, placeholder: int) -> list[int]:
+def _one_placeholder_each(request: GenerationRequest, placeholder: int | None) -> list[int]:
     """The request's ids with each image's run of placeholders cut to its first.
 
     Raises:

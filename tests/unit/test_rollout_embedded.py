@@ -367,5 +367,5 @@ def test_building_an_engine_leaves_the_global_generator_alone(folder, processor)
 
 def test_other_model_families_are_refused(tmp_path, processor):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="qwen3_vl models, found 'llama'"):
+    with pytest.raises(ValueError, match="config.json: model_type 'llama' is not supported; known are qwen3_vl"):
         EmbeddedEngine(tmp_path, processor.images)
