@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from octopus_mcore.config.model_layout import MODEL_TYPES
 from octopus_mcore.models.families import FAMILIES, expected_tensors, load_shape
 from octopus_mcore.models.family import ModelShape
+from octopus_mcore.models.hf_folder import HFFolder, save_hf_folder
 from tests.published import PUBLISHED, PUBLISHED_FILES
+from tests.tiny import create_tiny_checkpoint, hf_model
 
 EXAMPLES = {"qwen3_vl": "Qwen3-VL-4B", "qwen2_5_vl": "Qwen2.5-VL-3B", "qwen3": "Qwen3-0.6B", "qwen2": "Qwen2.5-0.5B"}
 VISION, TEXT = ["qwen3_vl", "qwen2_5_vl"], ["qwen3", "qwen2"]
@@ -212,3 +215,20 @@ def test_a_file_that_is_no_json_object_is_named(content: str, tmp_path: Path) ->
 def test_a_folder_without_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"found no config\.json"):
         load_shape(tmp_path)
+
+
+# -- what is written ----------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_loads_what_is_exported(family: str, tied: bool, tmp_path: Path) -> None:
+    """Names and tensors of a folder that Transformers wrote, streamed and written again: none is missing, none unexpected."""
+    source = HFFolder(create_tiny_checkpoint(tmp_path / "hf", tied, family=family))
+    target = save_hf_folder(source.stream(), tmp_path / "export", source.path)
+    kind = FAMILIES[family].hf_class
+    loaded, report = kind.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = hf_model(source.path).state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
