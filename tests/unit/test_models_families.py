@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from octopus_mcore.config.model_layout import MODEL_TYPES
+from octopus_mcore.config.model_layout import MODEL_TYPES, check_model
+from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.families import FAMILIES, expected_tensors, load_shape
 from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.hf_folder import HFFolder, save_hf_folder
@@ -44,7 +45,7 @@ PARAMETERS = {
     "Qwen2.5-32B": 32_763_876_352,
     "Qwen2.5-72B": 72_706_203_648,
 }
-"""Parameters of the published checkpoints; tied output matrices count once."""
+"""Parameters of models of the published configurations; tied output matrices count once."""
 
 
 def read(folder: Path, content: Any) -> ModelShape:
@@ -105,8 +106,17 @@ def test_published_configurations_are_read_right(name: str, tmp_path: Path) -> N
     assert sum(prod(size) for size in sizes.values()) == PARAMETERS[name]
 
 
-def test_every_published_size_is_looked_at() -> None:
+def test_the_documentation_lists_every_published_size() -> None:
+    """With parameters, layers, heads and the tensor-parallel sizes that the checks admit."""
     assert PARAMETERS.keys() == PUBLISHED_FILES.keys() == PUBLISHED.keys()
+    lines = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    for name, content in PUBLISHED_FILES.items():
+        text = content.get("text_config", content)
+        sizes = [size for size in (1, 2, 4, 8) if not check_model(content, ParallelConfig(tensor=size))]
+        heads = f"{text['num_attention_heads']} / {text['num_key_value_heads']}"
+        tied = "yes" if content["tie_word_embeddings"] else "no"
+        cells = [name, f"{PARAMETERS[name]:,}", text["num_hidden_layers"], heads, tied, ", ".join(map(str, sizes))]
+        assert f"| {' | '.join(map(str, cells))} |" in lines
 
 
 @pytest.mark.parametrize("family", FAMILIES)
