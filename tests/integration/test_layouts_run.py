@@ -43,8 +43,8 @@ def four_ranks(mini: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> F
 
 @pytest.fixture(scope="module")
 def two_replicas(mini: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """Two data-parallel ranks, both stages on the recorded rollouts."""
-    return train(tmp_path_factory.mktemp("two"), mini.config, "two", "parallel.data=2", *replay(mini, "stage1", "stage2"))
+    """Two replicas of two context-parallel ranks each, both stages on the recorded rollouts."""
+    return train(tmp_path_factory.mktemp("two"), mini.config, "two", "parallel.data=2", "parallel.context=2", *replay(mini, "stage1", "stage2"))
 
 
 def assert_same_training(run: FinishedRun, one_rank: FinishedRun, phase: str) -> None:
