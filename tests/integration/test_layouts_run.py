@@ -1,12 +1,12 @@
 """Whole runs in other layouts, through the command line, against the run on one rank: on recorded rollouts and on fresh ones.
 
 Tolerances. Everything is computed in float32, and a layout only changes the order of sums: over shards of the hidden size
-and the vocabulary, over micro-batches of other ranks. Measured over two seeds and both layouts below: supervised losses
-differ by at most 4e-7 of themselves; RL losses by at most 5e-8 in stage I and 2e-7 in stage II, where Adam has had more
-steps to amplify (it divides by the root of the second moment, so a weight whose gradient is nearly 0 can move by up to the
-learning rate whatever the rounding says); gradient norms by at most 9e-6 of themselves. The bounds are 5 to 25 times that.
-The RL losses themselves are 2e-4 to 3e-3 (advantages have mean 0 in a group), 200 to 3000 times their bound, and differ
-from step to step by as much.
+and the vocabulary, over micro-batches and tokens of other ranks. Measured over two seeds, on TP2PP2 and DP2 (the replicas
+below also have two context-parallel ranks each, and keep the same bounds): supervised losses differ by at most 4e-7 of
+themselves; RL losses by at most 5e-8 in stage I and 2e-7 in stage II, where Adam has had more steps to amplify (it divides
+by the root of the second moment, so a weight whose gradient is nearly 0 can move by up to the learning rate whatever the
+rounding says); gradient norms by at most 9e-6 of themselves. The bounds are 5 to 25 times that. The RL losses themselves are
+2e-4 to 3e-3 (advantages have mean 0 in a group), 200 to 3000 times their bound, and differ from step to step by as much.
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ def four_ranks(mini: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> F
 @pytest.fixture(scope="module")
 def two_replicas(mini: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """Two replicas of two context-parallel ranks each, both stages on the recorded rollouts."""
-    return train(tmp_path_factory.mktemp("two"), mini.config, "two", "parallel.data=2", "parallel.context=2", *replay(mini, "stage1", "stage2"))
+    return train(
+        tmp_path_factory.mktemp("two"),
+        mini.config,
+        "two",
+        "parallel.data=2",
+        "parallel.context=2",
+        *replay(mini, "stage1", "stage2"),
+    )
 
 
 def assert_same_training(run: FinishedRun, one_rank: FinishedRun, phase: str) -> None:
