@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.distributed.transformers_gradients import assert_gradients_equal_tran
 from tests.tiny import create_tiny_checkpoint, hf_log_probs, hf_model, tiny_batch
 
 PACKED, ROW_BY_ROW = 10_000, 40
-LAYOUTS = [Layout(), Layout(tensor=2), Layout(tensor=2, pipeline=2)]
+LAYOUTS = [Layout(), Layout(tensor=2, context=2), Layout(tensor=2, pipeline=2)]
 IMAGES = {"qwen2_5_vl": (0, 1, 3, 1), "qwen3": (0, 0, 0, 0), "qwen2": (0, 0, 0, 0)}  # Qwen3-VL is test_layouts' model
 
 
@@ -45,7 +46,7 @@ def assert_log_probs_equal_transformers(pool: RankPool, checkpoint: Path, layout
 def test_log_probs_equal_transformers(family: str, layout: Layout, max_tokens: int, pool: RankPool, folder: Path) -> None:
     """Text rows, and for vision families rows with 0, 1 and 3 images of different sizes, one of them shared by two rows."""
     checkpoint = checkpoint_of(folder, family, tied=max_tokens == PACKED)
-    layout = Layout(layout.tensor, layout.pipeline, max_tokens=max_tokens)
+    layout = replace(layout, max_tokens=max_tokens)
     assert_log_probs_equal_transformers(pool, checkpoint, layout, IMAGES[family])
 
 
