@@ -1,8 +1,8 @@
 """Core attention over a MicroBatch: each tree node is one variable-length query over the keys and values of its path.
 
 Megatron's local `DotProductAttention` refuses packed sequences, and a dense mask over a packed batch would cost the square of
-its length. Here nodes of similar size are gathered into padded batches and go through torch's scaled dot-product attention; a
-row without a shared prefix needs no mask at all.
+its length. Here nodes of similar size are gathered into padded batches and go through torch's scaled dot-product attention.
+Rows without a shared prefix need no mask at all, nor do nodes of one size; where a mask is needed, it is small.
 
 Under context parallelism a rank asks for its own tokens only, over the keys and values of all ranks. A node of which it holds a
 later part is a stretch like any other: what the node has before that part is one more stretch that it descends from.
@@ -21,12 +21,15 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import divide
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from octopus_mcore.models.context import ALL_TOKENS, ContextShare, gather_tokens, gathered_places
 
 _MAX_PADDED_AREA = 1.5625
 """A padded batch may compute so many times the query-key pairs that its nodes have: a quarter more in each direction."""
+_MAX_MASKED_PAIRS = 2**24
+"""No mask is larger than this (a byte a pair, in every layer): longer nodes of different sizes do not share a batch."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,24 @@ def cut_nodes(nodes: Sequence[Node], stretches: Sequence[tuple[int, int]]) -> li
 
 @dataclass(frozen=True)
 class NodeBatch:
-    """Nodes attended together. `query` [N·Lq] and `key` [N·Lk] are flat slots filled from `query_tokens` and `key_tokens`;
-    `mask` is None where plain causality suffices, else bool [N, 1, Lq, Lk]."""
+    """Nodes attended together. `query` [N·Lq] and `key` [N·Lk] are flat slots filled from `query_tokens` and `key_tokens`.
+    `visible` [N, Lq] counts the keys that each query sees; None where the last query sees all keys, the one before it one less,
+    and so on."""
 
     shape: tuple[int, int, int]
     query_slots: torch.Tensor
     query_tokens: torch.Tensor
     key_slots: torch.Tensor
     key_tokens: torch.Tensor
-    mask: torch.Tensor | None
+    visible: torch.Tensor | None
+
+    def mask(self, device: torch.device) -> torch.Tensor:
+        """What torch's attention takes as its mask, on the device: causality aligned to the last query and key, for which fused
+        kernels need no mask in memory, or else bool [N, 1, Lq, Lk]."""
+        _, queries, keys = self.shape
+        if self.visible is None:
+            return causal_lower_right(queries, keys)
+        return (torch.arange(keys, device=device) < self.visible.to(device)[:, :, None])[:, None]
 
 
 def plan_batches(nodes: list[Node]) -> list[NodeBatch]:
@@ -103,13 +115,23 @@ def _similar_nodes(nodes: list[Node]) -> Iterator[list[Node]]:
             longest = max(node.end - node.start, *(other.end - other.start for other in batch))
             widest = max(node.prefix, *(other.prefix for other in batch)) + longest
             padded = (len(batch) + 1) * longest * widest
-            if bool(node.ancestors) != bool(batch[0].ancestors) or padded > _MAX_PADDED_AREA * (used + size):
+            masked = node.ancestors and not _alike([batch[0], node])
+            if (
+                bool(node.ancestors) != bool(batch[0].ancestors)
+                or padded > _MAX_PADDED_AREA * (used + size)
+                or (masked and padded > _MAX_MASKED_PAIRS)
+            ):
                 yield batch
                 batch, used = [], 0
         batch.append(node)
         used += size
     if batch:
         yield batch
+
+
+def _alike(nodes: list[Node]) -> bool:
+    """Whether all have as many tokens and as many ancestors."""
+    return len({(node.end - node.start, node.prefix) for node in nodes}) == 1
 
 
 def _node_batch(nodes: list[Node]) -> NodeBatch:
@@ -125,15 +147,14 @@ def _node_batch(nodes: list[Node]) -> NodeBatch:
     paths = [[np.arange(start, end) for start, end in node.ancestors] for node in nodes]
     key_tokens = np.concatenate([part for path, tail in zip(paths, own, strict=True) for part in (*path, tail)])
     key_slots = _slots(prefixes + lengths, key_length)
-    limit = prefixes[:, None] + np.arange(query_length)[None, :]
-    mask = np.arange(key_length)[None, None, :] <= limit[:, :, None]
+    visible = None if _alike(nodes) else torch.from_numpy(prefixes[:, None] + np.arange(1, query_length + 1)[None, :])
     return NodeBatch(
         (len(nodes), query_length, key_length),
         torch.from_numpy(query_slots),
         torch.from_numpy(query_tokens),
         torch.from_numpy(key_slots),
         torch.from_numpy(key_tokens),
-        torch.from_numpy(mask[:, None]),
+        visible,
     )
 
 
@@ -192,8 +213,7 @@ def node_attention(
             _gather(query, query_slots, query_tokens, count, query_length),
             _gather(key, key_slots, key_tokens, count, key_length),
             _gather(value, key_slots, key_tokens, count, key_length),
-            attn_mask=None if batch.mask is None else batch.mask.to(query.device),
-            is_causal=batch.mask is None,
+            attn_mask=batch.mask(query.device),
             scale=scale,
             enable_gqa=grouped,
         )

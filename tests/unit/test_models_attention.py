@@ -201,9 +201,22 @@ def test_batches_hold_every_token_once_with_bounded_padding(lengths, trees):
         assert key_length == max(node.prefix + length for node, length in zip(members, own, strict=True))
         needed = sum(length * (node.prefix + length) for node, length in zip(members, own, strict=True))
         assert count * query_length * key_length <= 1.25**2 * needed
-        # Causal kernels without a mask are for rows; a mask is paid for where there is a prefix only.
-        assert (batch.mask is None) == (not any(node.prefix for node in members))
-        assert batch.mask is None or all(node.prefix for node in members)
+        # A mask is paid for only where nodes of different sizes have prefixes.
+        sizes = {(node.prefix, node.end - node.start) for node in members}
+        assert (batch.visible is None) == (not any(node.prefix for node in members) or len(sizes) == 1)
+        assert batch.visible is None or all(node.prefix for node in members)
+
+
+def test_long_nodes_need_no_mask():
+    """Two branches of 3000 tokens behind a prompt of 2000 have 15 million pairs each, and share a batch when they are alike."""
+
+    def branches(first: int, second: int) -> list[tuple[int, bool]]:
+        batches = plan_batches(tree_nodes(subtree_end([Tree(2000, (Tree(first), Tree(second)))])))
+        return [(batch.shape[0], batch.visible is None) for batch in batches]
+
+    assert branches(3000, 3000) == [(1, True), (2, True)]
+    assert branches(3000, 3001) == [(1, True), (1, True), (1, True)]
+    assert branches(300, 301) == [(1, True), (2, False)]
 
 
 def test_rows_of_like_lengths_share_one_batch():
