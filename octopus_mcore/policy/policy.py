@@ -14,6 +14,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.costs.flops import Flops, Work, model_flops
+from octopus_mcore.models.costs.layout import Compute
 from octopus_mcore.models.decoder_config import padded_vocab_size
 from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
@@ -146,9 +147,9 @@ class Policy:
         return records if self._world.leads_stage else []
 
     def _flops(self, work: Work) -> Flops:
-        shape, model = self.main.shape, self._config.model
+        shape = self.main.shape
         rows = padded_vocab_size(shape.decoder, self._config.parallel)
-        return model_flops(shape, work, rows, model.recompute, model.freeze_vision)
+        return model_flops(shape, work, rows, Compute.of(self._config.model))
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         plan = plan_micro_batches(

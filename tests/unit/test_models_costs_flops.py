@@ -14,6 +14,7 @@ from transformers.vision_utils import get_vision_attention_seqlens, get_vision_w
 
 from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops, model_flops, tower_flops
 from octopus_mcore.models.costs.images import Grid, frame_pairs, patches, window_pairs
+from octopus_mcore.models.costs.layout import Compute
 from octopus_mcore.models.costs.peaks import peak_flops
 from octopus_mcore.models.families import family_of
 from octopus_mcore.policy.token_head import selected_log_probs
@@ -91,7 +92,7 @@ def test_operations_equal_torchs_count(name: str) -> None:
     shape = family_of(config).shape(config)
     grids = GRIDS if shape.vision is not None else []
     work = Work(tokens, tokens**2, selected=tokens, grids=tuple(grids))
-    ours = model_flops(shape, work, shape.decoder.vocab_size, "none", freeze_vision=False)
+    ours = model_flops(shape, work, shape.decoder.vocab_size, Compute())
     theirs = counted(config, tokens, grids)
     assert ours.forward == theirs.forward
     assert ours.backward == theirs.backward
@@ -142,7 +143,7 @@ def test_the_head_costs_what_the_token_head_computes() -> None:
 def test_a_frozen_tower_has_no_backward_pass() -> None:
     shape = family_of(CONFIGS["qwen3_vl"]).shape(CONFIGS["qwen3_vl"])
     work = Work(90, 90 * 91 // 2, 20, grids=((1, 4, 6),))
-    trained, frozen = (model_flops(shape, work, 100, "none", freeze_vision=flag) for flag in (False, True))
+    trained, frozen = (model_flops(shape, work, 100, Compute(freeze_vision=flag)) for flag in (False, True))
     assert trained.forward == frozen.forward
     assert trained.backward - frozen.backward == tower_flops(shape.vision, work.grids).backward
     assert tower_flops(shape.vision, work.grids, training=False).hardware == tower_flops(shape.vision, work.grids).forward

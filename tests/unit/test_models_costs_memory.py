@@ -17,7 +17,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from octopus_mcore.models.costs.activations import under_way
-from octopus_mcore.models.costs.layout import Layout
+from octopus_mcore.models.costs.layout import Compute, Layout
 from octopus_mcore.models.costs.memory import _buckets, rank_memory
 from octopus_mcore.models.costs.parameters import Parameter, chunk_parameters, elements, model_elements, tower_elements
 from octopus_mcore.models.families import expected_tensors, family_of
@@ -122,23 +122,23 @@ def test_a_rank_by_hand() -> None:
     tower = tower_elements(TINY[False].vision)
     sizes = [100 * 32 // 2, *layer, *layer, *tower]
     padded = -(-sum(-(-size // 64) * 64 for size in sizes) // 128) * 128
-    ranks = [rank_memory(TINY[False], layout, "bfloat16", 0, replica) for replica in (0, 1)]
+    ranks = [rank_memory(TINY[False], layout, Compute(), 0, replica) for replica in (0, 1)]
     assert ranks[0].parameters == sum(sizes)
     assert (ranks[0].weights, ranks[0].gradients) == (2 * padded, 4 * padded)
     assert sum(rank.optimizer for rank in ranks) == 12 * sum(sizes)
-    assert sum(rank_memory(TINY[False], layout, "float32", 0, replica).optimizer for replica in (0, 1)) == 8 * sum(sizes)
+    assert sum(rank_memory(TINY[False], layout, Compute("float32"), 0, replica).optimizer for replica in (0, 1)) == 8 * sum(sizes)
 
 
 def test_a_frozen_tower_is_weights_and_nothing_else() -> None:
     tower = sum(tower_elements(TINY[True].vision))
-    trained, frozen = (rank_memory(TINY[True], Layout(), "bfloat16", 0, freeze_vision=flag) for flag in (False, True))
+    trained, frozen = (rank_memory(TINY[True], Layout(), Compute(freeze_vision=flag), 0) for flag in (False, True))
     assert frozen.parameters == trained.parameters
     assert trained.optimizer - frozen.optimizer == 12 * tower
     assert frozen.weights == frozen.gradients // 2 + 2 * tower
 
 
 def test_a_reference_is_a_second_copy_of_the_weights() -> None:
-    memory = rank_memory(TINY[True], Layout(), "bfloat16", 0, reference=True)
+    memory = rank_memory(TINY[True], Layout(), Compute(), 0, reference=True)
     assert memory.reference == 2 * memory.parameters
     assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.reference
 

@@ -7,11 +7,10 @@ tensors that the real model saves.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octopus_mcore.models.costs.flops import Recompute
-from octopus_mcore.models.costs.layout import Chunk, Layout
-from octopus_mcore.models.costs.memory import BYTES, Dtype
+from octopus_mcore.models.costs.layout import Chunk, Compute, Layout
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
@@ -20,26 +19,26 @@ _INDEX = 8
 """Bytes of an int64."""
 
 
-def peak_activations(
-    model: ModelShape,
-    layout: Layout,
-    dtype: Dtype,
-    recompute: Recompute,
-    pipeline_rank: int,
-    tokens: int,
-    patches: int = 0,
-    freeze_vision: bool = False,
-) -> int:
-    """Bytes at the fullest moment of a pipeline schedule with enough micro-batches of this size (see `chunk_activations`):
-    all micro-batches under way on the rank, and a layer that is computed again."""
-    chunks = [chunk for chunk in layout.chunks(model.decoder.layers) if chunk.rank == pipeline_rank]
+@dataclass(frozen=True)
+class Load:
+    """The size of a micro-batch: tokens, patches of its images, and the length of its rows (one row that fills it where that is
+    None, the worst case under context parallelism). All of them are shared out evenly over ranks."""
+
+    tokens: int
+    patches: int = 0
+    row: int | None = None
+
+
+def peak_activations(model: ModelShape, layout: Layout, compute: Compute, pipeline_rank: int, load: Load) -> int:
+    """Bytes at the fullest moment of a pipeline schedule with enough micro-batches of this size: all those under way on the
+    rank, and a layer that is computed again."""
+    decoder = model.decoder
     kept = sum(
-        under_way(layout, pipeline_rank, chunk.virtual)
-        * chunk_activations(model, layout, dtype, recompute, chunk, tokens, patches, freeze_vision)
-        for chunk in chunks
+        under_way(layout, pipeline_rank, chunk.virtual) * chunk_activations(model, layout, compute, chunk, load)
+        for chunk in layout.chunks(decoder.layers)
+        if chunk.rank == pipeline_rank
     )
-    again = layer_activations(model.decoder, layout, dtype, "none", tokens) if recompute == "full" else 0
-    return kept + again
+    return kept + (layer_activations(decoder, layout, compute.bytes, load) if compute.recompute == "full" else 0)
 
 
 def under_way(layout: Layout, pipeline_rank: int, virtual: int) -> int:
@@ -56,63 +55,67 @@ def under_way(layout: Layout, pipeline_rank: int, virtual: int) -> int:
     return rounds * layout.pipeline + min(max(rest - virtual * layout.pipeline, 0), layout.pipeline)
 
 
-def chunk_activations(
-    model: ModelShape,
-    layout: Layout,
-    dtype: Dtype,
-    recompute: Recompute,
-    chunk: Chunk,
-    tokens: int,
-    patches: int = 0,
-    freeze_vision: bool = False,
-) -> int:
-    """Bytes that one micro-batch leaves behind on one rank of a chunk, up to the hidden states that the head reads.
-
-    Args:
-        tokens: of the whole micro-batch; context- and tensor-parallel ranks share them out.
-        patches: of all its images; tensor-parallel ranks share the images out.
-    """
-    decoder, size = model.decoder, BYTES[dtype]
-    mine = tokens // layout.context
-    total = len(chunk.layers) * layer_activations(decoder, layout, dtype, recompute, tokens)
+def chunk_activations(model: ModelShape, layout: Layout, compute: Compute, chunk: Chunk, load: Load) -> int:
+    """Bytes that one micro-batch leaves behind on one rank of a chunk, up to the hidden states that the head reads."""
+    decoder, size = model.decoder, compute.bytes
+    mine = load.tokens // layout.context
+    share = mine // layout.tensor
+    visual = 0
+    total = 0
+    if compute.recompute == "full":
+        # Inputs of the layers, and the rotary angles that all of them share.
+        total += len(chunk.layers) * share * decoder.hidden_size * size + mine * decoder.head_dim * 4
+    else:
+        total += len(chunk.layers) * layer_activations(decoder, layout, size, load)
     if chunk.last:
-        total += _norm(mine // layout.tensor, decoder.hidden_size, size) - mine // layout.tensor * decoder.hidden_size * size
+        total += _norm(share, decoder.hidden_size, size) - share * decoder.hidden_size * size  # nothing saves the output
     if chunk.first:
         total += mine * _INDEX
-        if model.vision is not None:
-            tower = model.vision
-            # Visual tokens are put in their places once; where they go is an index.
-            total += patches // tower.merge_size**2 * (decoder.hidden_size * size + 2 * _INDEX) // layout.tensor
-            if not freeze_vision:
-                total += tower_activations(tower, dtype, patches // layout.tensor)
+    if chunk.first and model.vision is not None:
+        patches = load.patches // (layout.tensor * layout.context)
+        # Visual tokens are put in their places once; under full recomputation, layers save the deepstack features with them.
+        visual = patches // model.vision.merge_size**2
+        levels = model.vision.deepstack_levels if compute.recompute == "full" else 0
+        total += visual * ((1 + levels) * decoder.hidden_size * size + 2 * _INDEX)
+        total += 0 if compute.freeze_vision else tower_activations(model.vision, size, patches)
     return total
 
 
-def layer_activations(shape: DecoderShape, layout: Layout, dtype: Dtype, recompute: Recompute, tokens: int) -> int:
-    """Bytes that one decoder layer saves. With full recomputation that is its input alone."""
-    size = BYTES[dtype]
-    mine = tokens // layout.context
-    share = mine // layout.tensor if layout.tensor > 1 else mine
-    if recompute == "full":
-        return share * shape.hidden_size * size
-    norms = 2 * _norm(share, shape.hidden_size, size)
+def layer_activations(shape: DecoderShape, layout: Layout, size: int, load: Load) -> int:
+    """Bytes that one decoder layer saves where it is not computed again; elements have `size` bytes."""
+    mine = load.tokens // layout.context
+    norms = 2 * _norm(mine // layout.tensor, shape.hidden_size, size)
     mlp = 5 * mine * shape.ffn_size // layout.tensor * size  # fused projection (2), activation, up copied, product
-    return norms + _attention(shape, layout, dtype, mine) + mlp
+    return norms + _attention(shape, layout, size, load) + mlp
 
 
-def _attention(shape: DecoderShape, layout: Layout, dtype: Dtype, tokens: int) -> int:
+def _attention(shape: DecoderShape, layout: Layout, size: int, load: Load) -> int:
     """QK-norm, rotary angles, gathered and padded queries, keys and values, the outcome in the same two forms, and its
-    projection's input."""
-    size = BYTES[dtype]
+    projection's input; masks where a context-parallel rank's queries have keys before them."""
     heads = shape.heads // layout.tensor
     groups = max(shape.groups // layout.tensor, 1)
     query, key = heads * shape.head_dim, groups * shape.head_dim
-    total = 4 * shape.head_dim * size + 5 * query * size + 4 * key * size + 4 * heads + 2 * _INDEX
+    each = 4 * shape.head_dim * size + 5 * query * size + 4 * heads + 2 * _INDEX
     if shape.qk_norm:
-        total += query * (4 + size) + key * size + 4 * (heads + groups)
+        each += query * (4 + size) + key * size + 4 * (heads + groups)
         # In float32 the key's norm keeps the whole fused projection alive, of which its input is a view.
-        total += (query + 2 * key) * size if dtype == "float32" else key * 4
-    return tokens * total
+        each += (query + 2 * key) * size if size == 4 else key * 4
+    nodes = _nodes(layout.context, load)
+    keys = sum(count for _, count in nodes)
+    masks = sum(queries * count for queries, count in nodes if queries < count)
+    return load.tokens // layout.context * each + (keys * 4 * key + masks) * size
+
+
+def _nodes(context: int, load: Load) -> list[tuple[int, int]]:
+    """Queries and keys of the stretches of rows that the context-parallel rank in the middle has: its two pieces of the tokens,
+    cut where rows end (`models.context`). All ranks have as many keys, but the first ones fewer masks."""
+    row, piece = load.row or load.tokens, load.tokens // (2 * context)
+    pieces = [(0, load.tokens)] if context == 1 else [((context - 1 + i) * piece, (context + i) * piece) for i in (0, 1)]
+    return [
+        (min(end, start + row) - max(first, start), min(end, start + row) - start)
+        for first, end in pieces
+        for start in range(first // row * row, end, row)
+    ]
 
 
 def _norm(tokens: int, width: int, size: int) -> int:
@@ -120,9 +123,9 @@ def _norm(tokens: int, width: int, size: int) -> int:
     return tokens * (width * (4 + 2 * size) + 4)
 
 
-def tower_activations(shape: VisionShape, dtype: Dtype, patches: int) -> int:
+def tower_activations(shape: VisionShape, size: int, patches: int) -> int:
     """Bytes that a trained vision tower saves for the images of one rank."""
-    size, hidden = BYTES[dtype], shape.hidden_size
+    hidden = shape.hidden_size
     norm = 2 * hidden * size + 8 if shape.plain else hidden * (4 + 2 * size) + 4
     attention = 7 * hidden * size  # queries, keys, the fused projection (3) that holds the values, outcome twice
     mlp = (2 if shape.plain else 4) * shape.ffn_size * size

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from octopus_mcore.models.costs.images import Grid, patches, tower_pairs
+from octopus_mcore.models.costs.layout import Compute, Recompute
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
-
-Recompute = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,11 @@ def tower_flops(shape: VisionShape, grids: Iterable[Grid], training: bool = True
     return Flops(forward, pixels + 2 * (linear + attention), attention // 2)
 
 
-def model_flops(
-    model: ModelShape, work: Work, padded_vocabulary: int, recompute: Recompute, freeze_vision: bool, training: bool = True
-) -> Flops:
+def model_flops(model: ModelShape, work: Work, padded_vocabulary: int, compute: Compute, training: bool = True) -> Flops:
     """The whole model on this work, whatever the layout: stages, tensor and context parallelism only share it out."""
     decoder = model.decoder
-    total = layers_flops(decoder, decoder.layers, work, recompute, training)
+    total = layers_flops(decoder, decoder.layers, work, compute.recompute, training)
     total += head_flops(decoder, work.selected, padded_vocabulary, training)
     if model.vision is not None:
-        total += tower_flops(model.vision, work.grids, training and not freeze_vision)
+        total += tower_flops(model.vision, work.grids, training and not compute.freeze_vision)
     return total

@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from octopus_mcore.config.schema import ParallelConfig
+from octopus_mcore.config.schema import ModelConfig, ParallelConfig
+
+Dtype = Literal["float32", "bfloat16"]
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a role computes: dtype of weights and activations, what is computed again in the backward pass, and whether the
+    vision tower is left as it is."""
+
+    dtype: Dtype = "bfloat16"
+    recompute: Recompute = "none"
+    freeze_vision: bool = False
+
+    @staticmethod
+    def of(model: ModelConfig) -> Compute:
+        """What a configuration asks for."""
+        return Compute(model.dtype, model.recompute, model.freeze_vision)
+
+    @property
+    def bytes(self) -> int:
+        """Of one element."""
+        return 4 if self.dtype == "float32" else 2
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from octopus_mcore.models.costs.layout import Layout
+from octopus_mcore.models.costs.layout import Compute, Layout
 from octopus_mcore.models.costs.parameters import Parameter, chunk_parameters, elements
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import ModelShape
 
-Dtype = Literal["float32", "bfloat16"]
-BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 _MOMENTS = 8
 """Bytes of Adam's two float32 moments of one element."""
 _PARAMETER_ALIGNMENT = 64
@@ -45,13 +43,7 @@ class RankMemory:
 
 
 def rank_memory(
-    model: ModelShape,
-    layout: Layout,
-    dtype: Dtype,
-    pipeline_rank: int,
-    replica: int = 0,
-    freeze_vision: bool = False,
-    reference: bool = False,
+    model: ModelShape, layout: Layout, compute: Compute, pipeline_rank: int, replica: int = 0, reference: bool = False
 ) -> RankMemory:
     """One rank's memory. All tensor-parallel ranks of a stage have the same.
 
@@ -63,17 +55,17 @@ def rank_memory(
     for chunk in layout.chunks(model.decoder.layers):
         if chunk.rank != pipeline_rank:
             continue
-        parameters = chunk_parameters(model, layout, chunk, freeze_vision)
+        parameters = chunk_parameters(model, layout, chunk, compute.freeze_vision)
         buckets = list(_buckets(parameters, layout.replicas))
         padded = buckets[-1].end if buckets else 0
         held += elements(parameters)
         frozen = elements([parameter for parameter in parameters if not parameter.trained])
-        weights += (padded + frozen) * BYTES[dtype]
+        weights += (padded + frozen) * compute.bytes
         gradients += padded * 4
         # In float32 the optimizer's weights are the model's; narrower ones get a float32 master.
-        state = _MOMENTS + (0 if dtype == "float32" else 4)
+        state = _MOMENTS + (0 if compute.dtype == "float32" else 4)
         optimizer += sum(bucket.shard(layout.replicas, replica) for bucket in buckets) * state
-    return RankMemory(held, weights, gradients, optimizer, held * BYTES[dtype] if reference else 0)
+    return RankMemory(held, weights, gradients, optimizer, held * compute.bytes if reference else 0)
 
 
 @dataclass(frozen=True)
