@@ -1,7 +1,7 @@
 """`octopus-mcore`: parses the command line, then calls one function. Nothing imports this module.
 
-Heavy libraries are imported inside the commands, so that `--help` and `--dry-run` answer at once. Each other file of this
-package holds a group of commands.
+Heavy libraries are imported inside the commands, so that `--help` answers at once, and `--dry-run` before it counts costs. Each
+other file of this package holds a group of commands.
 """
 
 from __future__ import annotations
@@ -34,18 +34,15 @@ def train(
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print resolved tree, layout, batch arithmetic and every violation; train nothing."),
+        typer.Option("--dry-run", help="Print resolved tree, layout, batch arithmetic, violations and costs; train nothing."),
     ] = False,
 ) -> None:
     """Trains all phases of a run. Starts the ranks it needs, or joins those that torchrun or srun started."""
     with clear_errors():
-        from octopus_mcore.config.describe import describe, load_checked
+        from octopus_mcore.config.describe import load_checked
 
         if dry_run:
-            description = describe(config, overrides or [], _launched_ranks())
-            if (launcher_environment(os.environ) or {}).get("RANK", "0") == "0":
-                typer.echo(description.text, nl=False)
-            raise typer.Exit(2 if description.violations else 0)
+            raise typer.Exit(_describe(config, overrides or []))
         checked = load_checked(config, overrides or [], _launched_ranks())
         bound_threads(checked.runtime.threads)
 
@@ -124,6 +121,20 @@ def config_docs(
         up_to_date, message = write_or_check(file or DEFAULT_FILE, check)
         typer.echo(message)
         raise typer.Exit(0 if up_to_date else 1)
+
+
+def _describe(config: Path, overrides: list[str]) -> int:
+    """Prints the dry run's answer on the main rank, then, where the run can start, what it costs; returns the exit code."""
+    from octopus_mcore.config.describe import describe, load_checked
+
+    description = describe(config, overrides, _launched_ranks())
+    if (launcher_environment(os.environ) or {}).get("RANK", "0") == "0":
+        typer.echo(description.text, nl=False)
+        if not description.violations:
+            from octopus_mcore.launch.plan import cost_text
+
+            typer.echo("\n" + cost_text(load_checked(config, overrides, _launched_ranks()), _launched_ranks()), nl=False)
+    return 2 if description.violations else 0
 
 
 def _launched_ranks() -> int | None:

@@ -20,6 +20,7 @@ from megatron.core.utils import get_attr_wrapped_model
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.context import ContextShare, spread_values
+from octopus_mcore.models.costs.activations import HEAD_CHUNK_TOKENS
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.interleaved import interleaved_arguments
 from octopus_mcore.policy.role import Role
@@ -40,7 +41,7 @@ class HeadSettings:
     temperature: float
     banned_token_ids: tuple[int, ...]
     with_entropy: bool = False
-    chunk_tokens: int = 1024
+    chunk_tokens: int = HEAD_CHUNK_TOKENS
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,19 @@ from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBuffer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.activations import under_way
-from octopus_mcore.models.costs.layout import Compute, Layout
+from octopus_mcore.models.costs.layout import Compute, chunks
 from octopus_mcore.models.costs.memory import _buckets, rank_memory
 from octopus_mcore.models.costs.parameters import Parameter, chunk_parameters, elements, model_elements, tower_elements
 from octopus_mcore.models.families import expected_tensors, family_of
 from tests.published import PUBLISHED
 from tests.tiny import tiny_config
 
+LAYOUTS = [
+    ParallelConfig(tensor=tensor, pipeline=pipeline, virtual=virtual)
+    for tensor, pipeline, virtual in [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 4, 1), (2, 4, 2)]
+]
 TINY = {tied: family_of(tiny_config(tied)).shape(tiny_config(tied)) for tied in (True, False)}
 
 
@@ -48,15 +53,13 @@ def test_parameters_of_published_models_in_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize(
-    "layout", [Layout(), Layout(tensor=2), Layout(pipeline=2), Layout(2, 2), Layout(2, 2, virtual=2)], ids=str
-)
-def test_the_ranks_of_a_replica_hold_the_model(name: str, layout: Layout) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"TP{layout.tensor}PP{layout.pipeline}VPP{layout.virtual}")
+def test_the_ranks_of_a_replica_hold_the_model(name: str, layout: ParallelConfig) -> None:
     """All stages together, every tensor-parallel rank counted, have the checkpoint's parameters, those that are replicated once
     more for each further rank, padding, and the second copy of a tied embedding."""
     shape = family_of(PUBLISHED[name]).shape(PUBLISHED[name])
     decoder = shape.decoder
-    held = sum(elements(chunk_parameters(shape, layout, chunk)) for chunk in layout.chunks(decoder.layers)) * layout.tensor
+    held = sum(elements(chunk_parameters(shape, layout, chunk)) for chunk in chunks(layout, decoder.layers)) * layout.tensor
     norms = (2 * decoder.layers + 1) * decoder.hidden_size + decoder.layers * 2 * decoder.head_dim * decoder.qk_norm
     replicated = norms + (sum(tower_elements(shape.vision)) if shape.vision is not None else 0)
     rows = -(-decoder.vocab_size // (2 * layout.tensor)) * 2 * layout.tensor
@@ -117,7 +120,7 @@ def test_buffers_and_shards_are_megatrons(sizes: list[tuple[int, bool]], replica
 
 def test_a_rank_by_hand() -> None:
     """Untied tiny model, first of two stages, TP 2: two layers, embedding of 100 padded rows, the whole tower."""
-    layout = Layout(tensor=2, pipeline=2, data=2)
+    layout = ParallelConfig(tensor=2, pipeline=2, data=2)
     layer = [32, 32 * 64 // 2, (4 + 2 * 2) * 16 * 32 // 2, 16, 16, 32, 2 * 32 * 48 // 2, 32 * 48 // 2]
     tower = tower_elements(TINY[False].vision)
     sizes = [100 * 32 // 2, *layer, *layer, *tower]
@@ -126,43 +129,41 @@ def test_a_rank_by_hand() -> None:
     assert ranks[0].parameters == sum(sizes)
     assert (ranks[0].weights, ranks[0].gradients) == (2 * padded, 4 * padded)
     assert sum(rank.optimizer for rank in ranks) == 12 * sum(sizes)
-    assert sum(rank_memory(TINY[False], layout, Compute("float32"), 0, replica).optimizer for replica in (0, 1)) == 8 * sum(sizes)
+    ranks = [rank_memory(TINY[False], layout, Compute("float32"), 0, replica) for replica in (0, 1)]
+    assert sum(rank.optimizer for rank in ranks) == 8 * sum(sizes)
 
 
 def test_a_frozen_tower_is_weights_and_nothing_else() -> None:
     tower = sum(tower_elements(TINY[True].vision))
-    trained, frozen = (rank_memory(TINY[True], Layout(), Compute(freeze_vision=flag), 0) for flag in (False, True))
+    trained, frozen = (rank_memory(TINY[True], ParallelConfig(), Compute(freeze_vision=flag), 0) for flag in (False, True))
     assert frozen.parameters == trained.parameters
     assert trained.optimizer - frozen.optimizer == 12 * tower
     assert frozen.weights == frozen.gradients // 2 + 2 * tower
 
 
 def test_a_reference_is_a_second_copy_of_the_weights() -> None:
-    memory = rank_memory(TINY[True], Layout(), Compute(), 0, reference=True)
+    memory = rank_memory(TINY[True], ParallelConfig(), Compute(), 0, reference=True)
     assert memory.reference == 2 * memory.parameters
     assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.reference
 
 
 def test_stages_are_dealt_in_turn() -> None:
-    layout = Layout(pipeline=2, virtual=2, stages=(1, 2, 3, 1))
-    chunks = layout.chunks(7)
-    assert [(chunk.rank, chunk.virtual, list(chunk.layers)) for chunk in chunks] == [
+    found = chunks(ParallelConfig(pipeline=2, virtual=2, stages=[1, 2, 3, 1]), 7)
+    assert [(chunk.rank, chunk.virtual, list(chunk.layers)) for chunk in found] == [
         (0, 0, [0]),
         (1, 0, [1, 2]),
         (0, 1, [3, 4, 5]),
         (1, 1, [6]),
     ]
-    assert [chunk.first for chunk in chunks] == [True, False, False, False]
-    assert [chunk.last for chunk in chunks] == [False, False, False, True]
-    with pytest.raises(ValueError, match="1, 2, 3, 1 layers do not hold the model's 8"):
-        layout.chunks(8)
+    assert [chunk.first for chunk in found] == [True, False, False, False]
+    assert [chunk.last for chunk in found] == [False, False, False, True]
 
 
 def test_micro_batches_under_way() -> None:
     """1F1B: as many as there are stages from here to the end. Interleaved on PP 4, VPP 2: rank 0 starts 2·3 + 4 + 1 = 11
     passes, four of its first chunk, four of its second, three of its first."""
-    assert [under_way(Layout(pipeline=4), rank, 0) for rank in range(4)] == [4, 3, 2, 1]
-    interleaved = Layout(pipeline=4, virtual=2)
+    assert [under_way(ParallelConfig(pipeline=4), rank, 0) for rank in range(4)] == [4, 3, 2, 1]
+    interleaved = ParallelConfig(pipeline=4, virtual=2)
     assert [[under_way(interleaved, rank, virtual) for virtual in (0, 1)] for rank in range(4)] == [
         [7, 4],
         [5, 4],

@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octopus_mcore.models.costs.layout import Chunk, Compute, Layout
+from octopus_mcore.config.model_layout import padded_vocabulary
+from octopus_mcore.config.schema import ParallelConfig
+from octopus_mcore.models.costs.layout import Chunk, Compute, chunks
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
 
+HEAD_CHUNK_TOKENS = 1024
+"""Tokens whose logits the token head makes at a time."""
 _INDEX = 8
 """Bytes of an int64."""
 
@@ -29,50 +33,50 @@ class Load:
     row: int | None = None
 
 
-def peak_activations(model: ModelShape, layout: Layout, compute: Compute, pipeline_rank: int, load: Load) -> int:
+def peak_activations(model: ModelShape, parallel: ParallelConfig, compute: Compute, pipeline_rank: int, load: Load) -> int:
     """Bytes at the fullest moment of a pipeline schedule with enough micro-batches of this size: all those under way on the
     rank, and a layer that is computed again."""
     decoder = model.decoder
     kept = sum(
-        under_way(layout, pipeline_rank, chunk.virtual) * chunk_activations(model, layout, compute, chunk, load)
-        for chunk in layout.chunks(decoder.layers)
+        under_way(parallel, pipeline_rank, chunk.virtual) * chunk_activations(model, parallel, compute, chunk, load)
+        for chunk in chunks(parallel, decoder.layers)
         if chunk.rank == pipeline_rank
     )
-    return kept + (layer_activations(decoder, layout, compute.bytes, load) if compute.recompute == "full" else 0)
+    return kept + (layer_activations(decoder, parallel, compute.bytes, load) if compute.recompute == "full" else 0)
 
 
-def under_way(layout: Layout, pipeline_rank: int, virtual: int) -> int:
+def under_way(parallel: ParallelConfig, pipeline_rank: int, virtual: int) -> int:
     """Micro-batches whose activations a rank keeps for one of its chunks when its first backward pass begins.
 
     1F1B runs PP − rank forward passes before. The interleaved schedule (Narayanan et al. 2021, arXiv 2104.04473) runs 2 · (PP −
     rank − 1) + (VPP − 1) · PP + 1, PP of one chunk in a row and then PP of the next.
     """
-    ahead = layout.pipeline - pipeline_rank - 1
-    if layout.virtual == 1:
+    ahead = parallel.pipeline - pipeline_rank - 1
+    if parallel.virtual == 1:
         return ahead + 1
-    started = 2 * ahead + (layout.virtual - 1) * layout.pipeline + 1
-    rounds, rest = divmod(started, layout.pipeline * layout.virtual)
-    return rounds * layout.pipeline + min(max(rest - virtual * layout.pipeline, 0), layout.pipeline)
+    started = 2 * ahead + (parallel.virtual - 1) * parallel.pipeline + 1
+    rounds, rest = divmod(started, parallel.pipeline * parallel.virtual)
+    return rounds * parallel.pipeline + min(max(rest - virtual * parallel.pipeline, 0), parallel.pipeline)
 
 
-def chunk_activations(model: ModelShape, layout: Layout, compute: Compute, chunk: Chunk, load: Load) -> int:
+def chunk_activations(model: ModelShape, parallel: ParallelConfig, compute: Compute, chunk: Chunk, load: Load) -> int:
     """Bytes that one micro-batch leaves behind on one rank of a chunk, up to the hidden states that the head reads."""
     decoder, size = model.decoder, compute.bytes
-    mine = load.tokens // layout.context
-    share = mine // layout.tensor
+    mine = load.tokens // parallel.context
+    share = mine // parallel.tensor
     visual = 0
     total = 0
     if compute.recompute == "full":
         # Inputs of the layers, and the rotary angles that all of them share.
         total += len(chunk.layers) * share * decoder.hidden_size * size + mine * decoder.head_dim * 4
     else:
-        total += len(chunk.layers) * layer_activations(decoder, layout, size, load)
+        total += len(chunk.layers) * layer_activations(decoder, parallel, size, load)
     if chunk.last:
         total += _norm(share, decoder.hidden_size, size) - share * decoder.hidden_size * size  # nothing saves the output
     if chunk.first:
         total += mine * _INDEX
     if chunk.first and model.vision is not None:
-        patches = load.patches // (layout.tensor * layout.context)
+        patches = load.patches // (parallel.tensor * parallel.context)
         # Visual tokens are put in their places once; under full recomputation, layers save the deepstack features with them.
         visual = patches // model.vision.merge_size**2
         levels = model.vision.deepstack_levels if compute.recompute == "full" else 0
@@ -81,29 +85,29 @@ def chunk_activations(model: ModelShape, layout: Layout, compute: Compute, chunk
     return total
 
 
-def layer_activations(shape: DecoderShape, layout: Layout, size: int, load: Load) -> int:
+def layer_activations(shape: DecoderShape, parallel: ParallelConfig, size: int, load: Load) -> int:
     """Bytes that one decoder layer saves where it is not computed again; elements have `size` bytes."""
-    mine = load.tokens // layout.context
-    norms = 2 * _norm(mine // layout.tensor, shape.hidden_size, size)
-    mlp = 5 * mine * shape.ffn_size // layout.tensor * size  # fused projection (2), activation, up copied, product
-    return norms + _attention(shape, layout, size, load) + mlp
+    mine = load.tokens // parallel.context
+    norms = 2 * _norm(mine // parallel.tensor, shape.hidden_size, size)
+    mlp = 5 * mine * shape.ffn_size // parallel.tensor * size  # fused projection (2), activation, up copied, product
+    return norms + _attention(shape, parallel, size, load) + mlp
 
 
-def _attention(shape: DecoderShape, layout: Layout, size: int, load: Load) -> int:
+def _attention(shape: DecoderShape, parallel: ParallelConfig, size: int, load: Load) -> int:
     """QK-norm, rotary angles, gathered and padded queries, keys and values, the outcome in the same two forms, and its
     projection's input; masks where a context-parallel rank's queries have keys before them."""
-    heads = shape.heads // layout.tensor
-    groups = max(shape.groups // layout.tensor, 1)
+    heads = shape.heads // parallel.tensor
+    groups = max(shape.groups // parallel.tensor, 1)
     query, key = heads * shape.head_dim, groups * shape.head_dim
     each = 4 * shape.head_dim * size + 5 * query * size + 4 * heads + 2 * _INDEX
     if shape.qk_norm:
         each += query * (4 + size) + key * size + 4 * (heads + groups)
         # In float32 the key's norm keeps the whole fused projection alive, of which its input is a view.
         each += (query + 2 * key) * size if size == 4 else key * 4
-    nodes = _nodes(layout.context, load)
+    nodes = _nodes(parallel.context, load)
     keys = sum(count for _, count in nodes)
     masks = sum(queries * count for queries, count in nodes if queries < count)
-    return load.tokens // layout.context * each + (keys * 4 * key + masks) * size
+    return load.tokens // parallel.context * each + (keys * 4 * key + masks) * size
 
 
 def _nodes(context: int, load: Load) -> list[tuple[int, int]]:
@@ -116,6 +120,14 @@ def _nodes(context: int, load: Load) -> list[tuple[int, int]]:
         for first, end in pieces
         for start in range(first // row * row, end, row)
     ]
+
+
+def head_workspace(shape: DecoderShape, parallel: ParallelConfig, load: Load) -> int:
+    """Bytes that the token head takes while it runs: three float32 buffers of logits of a chunk of tokens, the output matrix's
+    gradient in float32, and the gathered hidden states with those of selected tokens, in float32 at most."""
+    rows = padded_vocabulary(shape.vocab_size, parallel.tensor) // parallel.tensor
+    mine = load.tokens // parallel.context
+    return 4 * (3 * min(HEAD_CHUNK_TOKENS, mine) * rows + rows * shape.hidden_size + 2 * mine * shape.hidden_size)
 
 
 def _norm(tokens: int, width: int, size: int) -> int:

@@ -1,4 +1,4 @@
-"""Sizes of a layout and where its layers lie."""
+"""Where a layout puts layers, and how a role computes them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octopus_mcore.config.schema import ModelConfig, ParallelConfig
+from octopus_mcore.config.stages import stage_layers
 
 Dtype = Literal["float32", "bfloat16"]
 Recompute = Literal["none", "selective", "full"]
@@ -43,47 +44,19 @@ class Chunk:
     last: bool
 
 
-@dataclass(frozen=True)
-class Layout:
-    """TP × PP (each rank with `virtual` stages) × CP × DP. `stages` are the layers of each stage in model order, `pipeline` ·
-    `virtual` numbers; empty where they are equal."""
+def chunks(parallel: ParallelConfig, layers: int) -> list[Chunk]:
+    """All chunks of a model in its order. Megatron deals stages to ranks in turn: stage s lies on rank s mod PP as its virtual
+    stage s ÷ PP."""
+    found: list[Chunk] = []
+    done = 0
+    for stage, size in enumerate(stage_layers(layers, parallel)):
+        span = range(done, done + size)
+        virtual, rank = divmod(stage, parallel.pipeline)
+        found.append(Chunk(rank, virtual, span, stage == 0, stage == parallel.virtual_stages - 1))
+        done += size
+    return found
 
-    tensor: int = 1
-    pipeline: int = 1
-    virtual: int = 1
-    context: int = 1
-    data: int = 1
-    stages: tuple[int, ...] = ()
 
-    @staticmethod
-    def of(parallel: ParallelConfig, data: int) -> Layout:
-        """The layout that a configuration asks for, on `data` replicas."""
-        return Layout(tensor=parallel.tensor, pipeline=parallel.pipeline, context=parallel.context, data=data)
-
-    @property
-    def ranks(self) -> int:
-        """Ranks of the world."""
-        return self.tensor * self.pipeline * self.context * self.data
-
-    @property
-    def replicas(self) -> int:
-        """Ranks over which gradients are reduced and the optimizer's state is sharded: CP × DP."""
-        return self.context * self.data
-
-    def chunks(self, layers: int) -> list[Chunk]:
-        """All chunks in model order. Megatron deals stages to ranks in turn: stage s lies on rank s mod PP as its virtual stage
-        s ÷ PP.
-
-        Raises:
-            ValueError: the stages do not hold all layers.
-        """
-        count = self.pipeline * self.virtual
-        sizes = self.stages or (layers // count,) * count
-        if len(sizes) != count or sum(sizes) != layers:
-            raise ValueError(f"{count} stages of {', '.join(map(str, sizes))} layers do not hold the model's {layers}")
-        chunks, done = [], 0
-        for stage, size in enumerate(sizes):
-            span = range(done, done + size)
-            chunks.append(Chunk(stage % self.pipeline, stage // self.pipeline, span, stage == 0, stage == count - 1))
-            done += size
-        return chunks
+def replicas(parallel: ParallelConfig) -> int:
+    """Ranks over which gradients are reduced and the optimizer's state is sharded: CP × DP (1 where it is not set)."""
+    return parallel.context * (parallel.data or 1)

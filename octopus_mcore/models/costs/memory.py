@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octopus_mcore.models.costs.layout import Compute, Layout
+from octopus_mcore.config.schema import ParallelConfig
+from octopus_mcore.models.costs.layout import Compute, chunks, replicas
 from octopus_mcore.models.costs.parameters import Parameter, chunk_parameters, elements
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class RankMemory:
 
 
 def rank_memory(
-    model: ModelShape, layout: Layout, compute: Compute, pipeline_rank: int, replica: int = 0, reference: bool = False
+    model: ModelShape, parallel: ParallelConfig, compute: Compute, pipeline_rank: int, replica: int = 0, reference: bool = False
 ) -> RankMemory:
     """One rank's memory. All tensor-parallel ranks of a stage have the same.
 
@@ -52,11 +53,11 @@ def rank_memory(
         replica: its place among the CP × DP ranks; they differ only in how much padding their shard of the optimizer has.
     """
     held = weights = gradients = optimizer = 0
-    for chunk in layout.chunks(model.decoder.layers):
+    for chunk in chunks(parallel, model.decoder.layers):
         if chunk.rank != pipeline_rank:
             continue
-        parameters = chunk_parameters(model, layout, chunk, compute.freeze_vision)
-        buckets = list(_buckets(parameters, layout.replicas))
+        parameters = chunk_parameters(model, parallel, chunk, compute.freeze_vision)
+        buckets = list(_buckets(parameters, replicas(parallel)))
         padded = buckets[-1].end if buckets else 0
         held += elements(parameters)
         frozen = elements([parameter for parameter in parameters if not parameter.trained])
@@ -64,7 +65,7 @@ def rank_memory(
         gradients += padded * 4
         # In float32 the optimizer's weights are the model's; narrower ones get a float32 master.
         state = _MOMENTS + (0 if compute.dtype == "float32" else 4)
-        optimizer += sum(bucket.shard(layout.replicas, replica) for bucket in buckets) * state
+        optimizer += sum(bucket.shard(replicas(parallel), replica) for bucket in buckets) * state
     return RankMemory(held, weights, gradients, optimizer, held * compute.bytes if reference else 0)
 
 

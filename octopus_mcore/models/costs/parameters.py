@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octopus_mcore.config.model_layout import padded_vocabulary
-from octopus_mcore.models.costs.layout import Chunk, Layout
+from octopus_mcore.config.schema import ParallelConfig
+from octopus_mcore.models.costs.layout import Chunk
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
@@ -78,13 +79,13 @@ def model_elements(model: ModelShape) -> int:
     return matrices + decoder.layers * layer + decoder.hidden_size + tower
 
 
-def chunk_parameters(model: ModelShape, layout: Layout, chunk: Chunk, freeze_vision: bool = False) -> list[Parameter]:
+def chunk_parameters(model: ModelShape, parallel: ParallelConfig, chunk: Chunk, freeze_vision: bool = False) -> list[Parameter]:
     """What one rank holds of a chunk: embedding, layers, final norm, output matrix, vision tower."""
     decoder = model.decoder
-    matrix = padded_vocabulary(decoder.vocab_size, layout.tensor) * decoder.hidden_size // layout.tensor
-    copied = decoder.tied and layout.pipeline > 1
+    matrix = padded_vocabulary(decoder.vocab_size, parallel.tensor) * decoder.hidden_size // parallel.tensor
+    copied = decoder.tied and parallel.pipeline > 1
     parameters = [Parameter(matrix, shared=copied)] if chunk.first else []
-    layer = [*attention_elements(decoder, layout.tensor), *mlp_elements(decoder, layout.tensor)]
+    layer = [*attention_elements(decoder, parallel.tensor), *mlp_elements(decoder, parallel.tensor)]
     parameters += [Parameter(size) for _ in chunk.layers for size in layer]
     if chunk.last:
         parameters.append(Parameter(decoder.hidden_size))
