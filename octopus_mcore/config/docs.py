@@ -23,7 +23,7 @@ _HEAD = """# Configuration
 
 A run is one YAML file. Any key can be overridden on the command line by its dotted path, with a YAML value:
 `octopus-mcore train run.yaml parallel.tensor=2 phases.stage1.steps=5`. Unknown keys fail and name the nearest right one;
-`--dry-run` prints the resolved tree, the layout, the batch arithmetic and every violation at once.
+`--dry-run` prints the resolved tree, the layout, the batch arithmetic and every violation at once, then what the run costs.
 
 The top-level sections `rollout`, `rewards`, `buffer`, `loss` and `optimizer` are the defaults of every phase. A phase overrides
 any of their keys under the same section name; what it leaves out it takes from the top level. SFT phases take only `optimizer`.

@@ -27,6 +27,8 @@ CASES = {
     "PP2VPP2": (Layout(pipeline=2, virtual=2, stages=(2, 1, 1, 0), max_tokens=128), "bfloat16", "untied", False, 4),
     "DP2": (Layout(data=2, max_tokens=128), "float32", "untied", False, 4),
     "CP2DP2, long row": (Layout(context=2, data=2, max_tokens=128), "float32", "tied", True, 1),
+    "DP2 selective": (Layout(data=2, recompute="selective", max_tokens=128), "bfloat16", "untied", False, 4),
+    "selective float32": (Layout(recompute="selective", max_tokens=128), "float32", "tied", False, 4),
     "TP2 recomputed": (Layout(tensor=2, recompute="full", max_tokens=128), "bfloat16", "tied", False, 4),
 }
 """Layout, dtype, checkpoint, frozen tower, rows that make 128 tokens."""
@@ -53,7 +55,7 @@ def test_a_rank_allocates_what_is_stated(case: str, pool: RankPool, request: pyt
             assert estimate == pytest.approx(saved, rel=TOLERANCE), f"rank {rank}"
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_an_update_computes_what_is_stated(recompute: str, pool: RankPool, tied_checkpoint: Path) -> None:
     """Everything but attention, which torch's counter does not know on the CPU: the linear layers of decoder and tower, the
     head with its second pass, and recomputed layers."""

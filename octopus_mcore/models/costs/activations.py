@@ -7,7 +7,7 @@ tensors that the real model saves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from octopus_mcore.config.model_layout import padded_vocabulary
@@ -35,14 +35,15 @@ class Load:
 
 def peak_activations(model: ModelShape, parallel: ParallelConfig, compute: Compute, pipeline_rank: int, load: Load) -> int:
     """Bytes at the fullest moment of a pipeline schedule with enough micro-batches of this size: all those under way on the
-    rank, and a layer that is computed again."""
+    rank, and what a layer saves when it is computed again."""
     decoder = model.decoder
+    all_of_layer = layer_activations(decoder, parallel, replace(compute, recompute="none"), load)
     kept = sum(
         under_way(parallel, pipeline_rank, chunk.virtual) * chunk_activations(model, parallel, compute, chunk, load)
         for chunk in chunks(parallel, decoder.layers)
         if chunk.rank == pipeline_rank
     )
-    return kept + (layer_activations(decoder, parallel, compute.bytes, load) if compute.recompute == "full" else 0)
+    return kept + all_of_layer - layer_activations(decoder, parallel, compute, load)
 
 
 def under_way(parallel: ParallelConfig, pipeline_rank: int, virtual: int) -> int:
@@ -64,13 +65,9 @@ def chunk_activations(model: ModelShape, parallel: ParallelConfig, compute: Comp
     decoder, size = model.decoder, compute.bytes
     mine = load.tokens // parallel.context
     share = mine // parallel.tensor
-    visual = 0
-    total = 0
-    if compute.recompute == "full":
-        # Inputs of the layers, and the rotary angles that all of them share.
-        total += len(chunk.layers) * share * decoder.hidden_size * size + mine * decoder.head_dim * 4
-    else:
-        total += len(chunk.layers) * layer_activations(decoder, parallel, size, load)
+    total = len(chunk.layers) * layer_activations(decoder, parallel, compute, load)
+    if compute.recompute != "none":
+        total += mine * decoder.head_dim * 4  # the rotary angles, an argument of what is computed again
     if chunk.last:
         total += _norm(share, decoder.hidden_size, size) - share * decoder.hidden_size * size  # nothing saves the output
     if chunk.first:
@@ -85,29 +82,37 @@ def chunk_activations(model: ModelShape, parallel: ParallelConfig, compute: Comp
     return total
 
 
-def layer_activations(shape: DecoderShape, parallel: ParallelConfig, size: int, load: Load) -> int:
-    """Bytes that one decoder layer saves where it is not computed again; elements have `size` bytes."""
-    mine = load.tokens // parallel.context
-    norms = 2 * _norm(mine // parallel.tensor, shape.hidden_size, size)
+def layer_activations(shape: DecoderShape, parallel: ParallelConfig, compute: Compute, load: Load) -> int:
+    """Bytes that one decoder layer saves. With full recomputation that is its input alone."""
+    mine, size = load.tokens // parallel.context, compute.bytes
+    share = mine // parallel.tensor
+    if compute.recompute == "full":
+        return share * shape.hidden_size * size
+    norms = 2 * _norm(share, shape.hidden_size, size)
     mlp = 5 * mine * shape.ffn_size // parallel.tensor * size  # fused projection (2), activation, up copied, product
-    return norms + _attention(shape, parallel, size, load) + mlp
+    return norms + _attention(shape, parallel, compute, load) + mlp
 
 
-def _attention(shape: DecoderShape, parallel: ParallelConfig, size: int, load: Load) -> int:
-    """QK-norm, rotary angles, gathered and padded queries, keys and values, the outcome in the same two forms, and its
-    projection's input; masks where a context-parallel rank's queries have keys before them."""
+def _attention(shape: DecoderShape, parallel: ParallelConfig, compute: Compute, load: Load) -> int:
+    """QK-norm, rotary angles, the output projection's input and, in between, what core attention saves: gathered and padded
+    queries, keys and values, the outcome in the same two forms, and masks where a context-parallel rank's queries have keys
+    before them. Selective recomputation keeps its arguments instead."""
+    size = compute.bytes
     heads = shape.heads // parallel.tensor
     groups = max(shape.groups // parallel.tensor, 1)
     query, key = heads * shape.head_dim, groups * shape.head_dim
-    each = 4 * shape.head_dim * size + 5 * query * size + 4 * heads + 2 * _INDEX
+    mine = load.tokens // parallel.context
+    # The key's norm in float32, and the value as an argument, keep the whole fused projection alive, of which they are views.
+    whole = (shape.qk_norm and size == 4) or compute.recompute == "selective"
+    each = (4 * shape.head_dim + query + whole * (query + 2 * key)) * size
     if shape.qk_norm:
-        each += query * (4 + size) + key * size + 4 * (heads + groups)
-        # In float32 the key's norm keeps the whole fused projection alive, of which its input is a view.
-        each += (query + 2 * key) * size if size == 4 else key * 4
+        each += query * (4 + size) + key * size + 4 * (heads + groups) + (0 if size == 4 else key * 4)
+    if compute.recompute == "selective":
+        return mine * (each + (query + key) * size)
     nodes = _nodes(parallel.context, load)
     keys = sum(count for _, count in nodes)
     masks = sum(queries * count for queries, count in nodes if queries < count)
-    return load.tokens // parallel.context * each + (keys * 4 * key + masks) * size
+    return mine * (each + 4 * query * size + 4 * heads + 2 * _INDEX) + (keys * 4 * key + masks) * size
 
 
 def _nodes(context: int, load: Load) -> list[tuple[int, int]]:

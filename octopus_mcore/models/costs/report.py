@@ -44,28 +44,30 @@ def cost_lines(model: ModelShape, plan: Plan) -> Iterator[str]:
 
 
 def _memory(model: ModelShape, plan: Plan) -> Iterator[str]:
-    """One line for each stage; the columns are widest where their titles are."""
-    titles = ["rank of stage", "layers", "parameters", "weights", "gradients", "optimizer"]
-    titles += ["reference"] if plan.reference else []
-    titles += ["activations", "head", "total"]
-    lines = [titles, *(_stage(model, plan, rank) for rank in range(plan.parallel.pipeline))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    """A table with one line for each stage."""
+    stages = [_stage(model, plan, rank) for rank in range(plan.parallel.pipeline)]
+    unit, size = ("GiB", 2**30) if max(sum(held.values()) for _, held in stages) >= 2**30 else ("MiB", 2**20)
+    lines = [["rank of stage", "layers", "parameters", *stages[0][1], "total"]]
+    for names, held in stages:
+        lines.append([*names, *(f"{value / size:.2f}" for value in (*held.values(), sum(held.values())))])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     yield from ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     yield (
-        f"GiB on one rank; activations are an estimate, for micro-batches of {plan.max_tokens} tokens in rows of "
+        f"{unit} on one rank; activations are an estimate, for micro-batches of {plan.max_tokens} tokens in rows of "
         f"{min(plan.row, plan.max_tokens)}; not counted: images, the allocator, communication, engines on the same device"
     )
 
 
-def _stage(model: ModelShape, plan: Plan, rank: int) -> list[str]:
+def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[str, int]]:
+    """Rank, layers and parameters, and bytes by what they are for."""
     memory = rank_memory(model, plan.parallel, plan.compute, rank, reference=plan.reference)
     own = [chunk for chunk in chunks(plan.parallel, model.decoder.layers) if chunk.rank == rank]
     load = Load(plan.max_tokens, row=min(plan.row, plan.max_tokens))
-    kept = peak_activations(model, plan.parallel, plan.compute, rank, load)
-    head = head_workspace(model.decoder, plan.parallel, load) if any(chunk.last for chunk in own) else 0
-    held = [memory.weights, memory.gradients, memory.optimizer, *([memory.reference] if plan.reference else []), kept, head]
-    layers = str(sum(len(chunk.layers) for chunk in own))
-    return [str(rank), layers, _count(memory.parameters), *(_gib(size) for size in (*held, memory.total + kept + head))]
+    held = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+    held |= {"reference": memory.reference} if plan.reference else {}
+    held["activations"] = peak_activations(model, plan.parallel, plan.compute, rank, load)
+    held["head"] = head_workspace(model.decoder, plan.parallel, load) if any(chunk.last for chunk in own) else 0
+    return [str(rank), str(sum(len(chunk.layers) for chunk in own)), _count(memory.parameters)], held
 
 
 def _operations(model: ModelShape, plan: Plan) -> Iterator[str]:
@@ -95,7 +97,3 @@ def _amount(operations: float) -> str:
 
 def _count(elements: int) -> str:
     return f"{elements / 1e9:.3f} B" if elements >= 1e9 else f"{elements / 1e6:.3f} M"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
