@@ -21,6 +21,8 @@ HEAD_CHUNK_TOKENS = 1024
 """Tokens whose logits the token head makes at a time."""
 _INDEX = 8
 """Bytes of an int64."""
+_MAX_MASKED_PAIRS = 2**24
+"""No attention mask is larger (`models.attention`); longer stretches go without one, on GPUs in memory too."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _attention(shape: DecoderShape, parallel: ParallelConfig, compute: Compute, 
         return mine * (each + (query + key) * size)
     nodes = _nodes(parallel.context, load)
     keys = sum(count for _, count in nodes)
-    masks = sum(queries * count for queries, count in nodes if queries < count)
+    masks = min(sum(queries * count for queries, count in nodes if queries < count), _MAX_MASKED_PAIRS)
     return mine * (each + 4 * query * size + 4 * heads + 2 * _INDEX) + (keys * 4 * key + masks) * size
 
 
