@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
-from octopus_mcore.config.schema import Config, ParallelConfig, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.precision_checks import check_precision
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
@@ -32,6 +33,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
         violations += _check_phase(name, phase)
     violations += _check_engine(size, config)
     violations += _check_evaluation(config)
+    violations += check_precision(config, hf_config)
     if hf_config is not None and not any(check_stage_list(config.parallel)):
         violations += check_model(hf_config, config.parallel)
     return violations
@@ -129,22 +131,23 @@ def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -
             f"{key}.rollout.top_p={phase.rollout.top_p:g}: training needs top_p=1, because truncated sampling is not the "
             "policy whose log-probs are trained"
         )
-    budget, multiple = config.batch.max_tokens_per_micro_batch, config.parallel.token_multiple
+    budget, multiple = config.batch.max_tokens_per_micro_batch, config.token_multiple
     if (row := longest_row(config, phase)) > budget // multiple * multiple:
         yield (
             f"{key}: a row can have {row} tokens (data.max_prompt_tokens={config.data.max_prompt_tokens} + the response limit "
             f"{row - config.data.max_prompt_tokens}), more than batch.max_tokens_per_micro_batch="
-            f"{budget}{_padding(config.parallel)}, and a row is never cut"
+            f"{budget}{_padding(config)}, and a row is never cut"
         )
     yield from _check_groups(key, phase)
 
 
-def _padding(parallel: ParallelConfig) -> str:
+def _padding(config: Config) -> str:
     """In a message, what micro-batches are padded to and why."""
-    if parallel.context > 1:
-        factors = f"2 × parallel.context={parallel.context} × parallel.tensor={parallel.tensor}"
-        return f" (padded to multiples of {parallel.token_multiple}: {factors})"
-    return f" (padded to multiples of parallel.tensor={parallel.tensor})" if parallel.tensor > 1 else ""
+    parallel, multiple = config.parallel, config.token_multiple
+    factors = f"2 × parallel.context={parallel.context} × " if parallel.context > 1 else ""
+    factors += f"parallel.tensor={parallel.tensor}"
+    factors += f", model.fp8.recipe={config.model.fp8.recipe}" if config.model.fp8 is not None else ""
+    return f" (padded to multiples of {multiple}: {factors})" if multiple > 1 else ""
 
 
 def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:

@@ -6,10 +6,12 @@ of their keys under the same section name, and the loader merges them, so a vali
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from octopus_mcore.config.precision import FP8Config
 from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.section import PluginConfig, Section
 from octopus_mcore.config.vocabulary import HF_FOLDER
@@ -91,8 +93,11 @@ class ModelConfig(Section):
     """Function called with `path` and its options when `path` does not exist yet: for models made from a recipe."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute and parameter dtype of the policy; the optimizer keeps float32 master weights."""
-    layer_spec: Literal["local"] = "local"
-    """Layer implementation: `local` is Megatron-Core's own torch layers. Transformer-Engine joins here."""
+    layer_spec: Literal["local", "te"] = "local"
+    """Layer implementation: `local` is Megatron-Core's own torch layers, `te` Transformer-Engine's fused ones (CUDA only).
+    Checkpoints of both are the same."""
+    fp8: FP8Config | None = None
+    """FP8 arithmetic of the decoder's linear layers, with layer_spec `te`; null computes them in `dtype`."""
     freeze_vision: bool = False
     """Keep the vision tower (and its mergers) at its loaded weights."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -358,3 +363,9 @@ class Config(Section):
     """Saving and keeping."""
     observe: ObserveConfig = Field(default_factory=ObserveConfig)
     """Records."""
+
+    @property
+    def token_multiple(self) -> int:
+        """What a micro-batch's length is padded to a multiple of: what the layout needs, and FP8 arithmetic on each rank."""
+        of_rank = self.model.fp8.token_multiple(self.parallel.tensor) if self.model.fp8 is not None else 1
+        return math.lcm(self.parallel.token_multiple, self.parallel.tensor * self.parallel.context * of_rank)

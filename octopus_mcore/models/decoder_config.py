@@ -9,6 +9,7 @@ from octopus_mcore.config.model_layout import check_model, padded_vocabulary
 from octopus_mcore.config.schema import ModelConfig, ParallelConfig
 from octopus_mcore.config.stages import stage_layers
 from octopus_mcore.models.family import DecoderShape, ModelShape
+from octopus_mcore.models.precision import fp8_options
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -25,7 +26,8 @@ def padded_vocab_size(shape: DecoderShape, parallel: ParallelConfig) -> int:
 
 
 def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
-    """Megatron's configuration of the decoder. Every fused option is off: the local layer spec has none of the kernels."""
+    """Megatron's configuration of the decoder. Fused options are off: those outside Transformer-Engine's own layers are kernels
+    of which the local layer spec has none."""
     dtype = _DTYPES[model.dtype]
     return TransformerConfig(
         num_layers=shape.layers,
@@ -58,7 +60,8 @@ def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: Parall
         variable_seq_lengths=parallel.pipeline > 1,
         # Not used by a dense model, but the default refuses variable lengths.
         moe_token_dispatcher_type="alltoall",
-        use_cpu_initialization=True,
+        # Transformer-Engine makes its parameters on the GPU, FP8 ones nowhere else.
+        use_cpu_initialization=model.layer_spec == "local",
         perform_initialization=False,
         # Losses arrive divided by the global denominator; with this flag neither the schedule nor DDP divides again
         # (policy/step.py).
@@ -69,6 +72,7 @@ def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: Parall
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         **_recompute(model.recompute),
+        **fp8_options(model.fp8),
     )
 
 

@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 
 from octopus_mcore.models.loading import global_parameters
 from octopus_mcore.models.model import PolicyModel
+from octopus_mcore.models.precision import plain
 from octopus_mcore.models.weight_map import WeightEntry
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream, WeightStreamTarget
 
@@ -97,7 +98,7 @@ class WeightExporter:
         if bucket.stage == self._stage:
             for number, part in enumerate(bucket.parts):
                 own = bucket.shards(flat, number)[self._rank if part.is_split else 0]
-                own.copy_(self._parameters[part.name])
+                own.copy_(plain(self._parameters[part.name]))
             if bucket.is_split:
                 gathered = flat[: bucket.shard_size * self._ranks]
                 dist.all_gather_into_tensor(gathered, gathered.chunk(self._ranks)[self._rank], group=self._tensor_group)
@@ -106,7 +107,7 @@ class WeightExporter:
 
     def _tensors(self, bucket: _Bucket, flat: torch.Tensor | None) -> WeightStream:
         for number, part in enumerate(bucket.parts):
-            shards = [self._parameters[part.name].detach()] if flat is None else bucket.shards(flat, number)
+            shards = [plain(self._parameters[part.name])] if flat is None else bucket.shards(flat, number)
             # `map` keeps nothing of what it gave, so one tensor goes before the next one is made.
             yield from map(lambda name, tensor: [WeightItem(name, tensor)], part.entry.hf, part.entry.to_hf(shards))
 

@@ -1,7 +1,9 @@
-"""The one factory of layer specs: which module computes each part of a decoder layer (`local` now;
-Transformer-Engine joins here)."""
+"""The one factory of layer specs: which module computes each part of a decoder layer, in Megatron-Core's own torch layers
+(`local`) or Transformer-Engine's fused ones (`te`)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -38,34 +40,88 @@ class DeepstackLayer(TransformerLayer):
         return output, context
 
 
+@dataclass(frozen=True)
+class _Modules:
+    """What computes the parts of a layer. `norm_and_column` does a norm and the linear layer behind it in one, where there is
+    such a module."""
+
+    norm: type
+    column: type
+    row: type
+    norm_and_column: type | None = None
+
+    @property
+    def outer_norm(self) -> type:
+        """The norm before a block of a layer."""
+        return self.norm if self.norm_and_column is None else IdentityOp
+
+    @property
+    def first_linear(self) -> type:
+        """The linear layer behind it."""
+        return self.norm_and_column or self.column
+
+
+def _local() -> _Modules:
+    return _Modules(RMSNorm, ColumnParallelLinear, RowParallelLinear)
+
+
+def _transformer_engine() -> _Modules:
+    from megatron.core.extensions import transformer_engine as te  # without the package, its names exist and do nothing
+
+    if not te.HAVE_TE:
+        raise ValueError(
+            "model.layer_spec=te: Transformer-Engine cannot be imported in this Python environment; docs/installation-gpu.md "
+            "says how to make one that has it"
+        )
+    return _Modules(te.TENorm, te.TEColumnParallelLinear, te.TERowParallelLinear, te.TELayerNormColumnParallelLinear)
+
+
+_IMPLEMENTATIONS = {"local": _local, "te": _transformer_engine}
+
+_UNFUSED = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+"""Within a layer, names of a norm's parameters inside a fused module, and what they are called everywhere else: in the weight
+map, in checkpoints, and in layers that do not fuse."""
+
+
+def unfused_name(name: str) -> str:
+    """The name, within a layer, that a parameter has in every implementation."""
+    return next((theirs + name.removeprefix(ours) for ours, theirs in _UNFUSED.items() if name.startswith(ours)), name)
+
+
 def decoder_spec(config: TransformerConfig, layers: int, implementation: str) -> TransformerBlockSubmodules:
-    """Submodules of a decoder block of `layers` layers with RMSNorm, QK-norm where the family has it, and a gated MLP.
+    """Submodules of a decoder block of `layers` layers with RMSNorm, QK-norm where the family has it, and a gated MLP. Core
+    attention is ours in every implementation: no other knows packed trees.
 
     Raises:
-        ValueError: unknown implementation.
+        ValueError: unknown implementation, or one that this Python environment cannot import.
     """
-    if implementation != "local":
-        raise ValueError(f"model.layer_spec: expected 'local', found {implementation!r}")
-    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"model.layer_spec: expected one of {', '.join(_IMPLEMENTATIONS)}; found {implementation!r}")
+    modules = _IMPLEMENTATIONS[implementation]()
+    qk_norm = modules.norm if config.qk_layernorm else IdentityOp
     layer = ModuleSpec(
         module=DeepstackLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=modules.outer_norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=modules.first_linear,
                     core_attention=NodeCoreAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=modules.row,
                     q_layernorm=qk_norm,
                     k_layernorm=qk_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+            pre_mlp_layernorm=modules.outer_norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=modules.first_linear, linear_fc2=modules.row)),
             mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={} if modules.norm_and_column is None else _UNFUSED,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=modules.norm)

@@ -9,21 +9,24 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
 from octopus_mcore.models.hf_folder import HFFolder
+from octopus_mcore.models.layer_spec import unfused_name
 from octopus_mcore.models.model import PolicyModel
+from octopus_mcore.models.precision import fill
 from octopus_mcore.models.weight_map import WeightEntry
 
 
+def global_name(chunk: PolicyModel, name: str) -> str:
+    """A name inside one of this rank's virtual stages → the same in every layout and implementation: `decoder.layers.7` is the
+    whole model's layer 7."""
+    if not name.startswith("decoder.layers."):
+        return name
+    local, rest = name.removeprefix("decoder.layers.").split(".", 1)
+    return f"decoder.layers.{chunk.decoder.layers[int(local)].layer_number - 1}.{unfused_name(rest)}"
+
+
 def global_parameters(chunks: Sequence[PolicyModel]) -> dict[str, torch.nn.Parameter]:
-    """The parameters of this rank's virtual stages under layout-independent names (`decoder.layers.<index in the whole
-    model>`)."""
-    named = {}
-    for chunk in chunks:
-        for name, parameter in chunk.named_parameters():
-            if name.startswith("decoder.layers."):
-                local, rest = name.removeprefix("decoder.layers.").split(".", 1)
-                name = f"decoder.layers.{chunk.decoder.layers[int(local)].layer_number - 1}.{rest}"
-            named[name] = parameter
-    return named
+    """The parameters of this rank's virtual stages by their global names."""
+    return {global_name(chunk, name): parameter for chunk in chunks for name, parameter in chunk.named_parameters()}
 
 
 def mark_split_parameters(chunks: Sequence[PolicyModel], entries: Sequence[WeightEntry]) -> None:
@@ -58,4 +61,4 @@ def load_weights(chunks: Sequence[PolicyModel], entries: Sequence[WeightEntry], 
                 f"{folder.path}: {', '.join(entry.hf)} give a shard of shape {tuple(shard.shape)}, but config.json asks for "
                 f"{tuple(parameter.shape)}"
             )
-        parameter.copy_(shard)
+        fill(parameter, shard)

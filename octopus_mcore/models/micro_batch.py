@@ -31,7 +31,7 @@ class MicroBatch:
     being the maximal stretches of equal `subtree_end` in order.
 
     `selected` int64 [T] are flat positions whose hidden state predicts the token `targets` [T]; `selected_row` [T] is the row
-    that each belongs to. S is a multiple of `ParallelConfig.token_multiple`; padding stands at the end as a row of its own that
+    that each belongs to. S is a multiple of `Config.token_multiple`; padding stands at the end as a row of its own that
     nothing selects.
     """
 

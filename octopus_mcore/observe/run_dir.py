@@ -26,6 +26,7 @@ class RunDirectory:
     checkpoints/<phase>/step_000010/     distributed checkpoints
     logs/                                output of the ranks
     engines/replica-0/                   output of inference servers
+    precision.tsv                        in which precision each linear layer really ran
     export/                              Hugging Face model
     curves.png  summary.json             learning curves, final table
     ```
@@ -117,6 +118,10 @@ class RunDirectory:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self.starts_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"time": now, **record}, ensure_ascii=False) + "\n")
+
+    def write_precision(self, text: str) -> None:
+        """Writes `precision.tsv`: of the latest start, a line a linear layer."""
+        write_atomically(self.path / "precision.tsv", text)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, replacing an older one."""

@@ -16,7 +16,7 @@ from megatron.core import dist_checkpointing
 
 from octopus_mcore.models.checkpoint_folder import HF_FOLDER, STATE_FILE, is_finished, read_state, write_state
 from octopus_mcore.models.hf_folder import copy_companions
-from octopus_mcore.policy.model_state import load_model_state, model_state, present, replicas, set_model_state
+from octopus_mcore.policy.model_state import load_model_state, model_state, present, replicas, set_model_state, widen
 from octopus_mcore.policy.optimizer_state import allocate_state, load_state
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.policy.residence import Part
@@ -31,7 +31,9 @@ def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world:
             remove_checkpoint(path)
         path.mkdir(parents=True)
     world.barrier()
-    dist_checkpointing.save(_sharded(policy, loading=False), str(path))
+    saved = _sharded(policy, loading=False)
+    widen(saved["model"])
+    dist_checkpointing.save(saved, str(path))
     world.barrier()
     if world.is_main:
         (path / HF_FOLDER).mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint import FileSystemReader
 
 from octopus_mcore.models.model import PolicyModel
@@ -21,11 +22,21 @@ def model_state(chunks: Sequence[PolicyModel]) -> dict[str, Any]:
     stages find them.
 
     Each layer has tensors of its own, as in the weight map, instead of a share in one array of all layers: layers may differ.
-    Extra state that holds nothing (all but that of FP8 layers) is left out.
+    Extra state is left out, Megatron's and Transformer-Engine's, because it holds nothing that lasts; but for `delayed` FP8
+    scaling, whose factors come from the values of earlier steps.
     """
     metadata = {"dp_cp_group": replicas(), "non_homogeneous_layers": True}
     stages = {f"stage{number}": chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(chunks)}
-    return {stage: {name: part for name, part in state.items() if not _is_empty(part)} for stage, state in stages.items()}
+    keeps = chunks[0].config.fp8 and chunks[0].config.fp8_recipe == "delayed"
+    return {
+        stage: {name: part for name, part in state.items() if keeps or not name.endswith(_EXTRA_STATE)}
+        for stage, state in stages.items()
+    }
+
+
+def widen(state: Mapping[str, Any]) -> None:
+    """Puts bfloat16 copies in the place of FP8 parameters: what is saved. Call it when the optimizer has found its own."""
+    force_all_tensors_to_non_fp8(state)
 
 
 def present(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -57,7 +68,3 @@ def load_model_state(chunks: Sequence[PolicyModel], path: Path) -> None:
 def replicas() -> dist.ProcessGroup:
     """The ranks that hold the same parameters as this one."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
-def _is_empty(part: object) -> bool:
-    return isinstance(part, ShardedObject) and part.data is None

@@ -30,7 +30,7 @@ def plan_micro_batches(
     """Plans one mini-batch: per data-parallel rank a list of micro-batches, each an ascending list of row indices.
 
     `lengths[i]` is the number of tokens of row i; neighbouring rows are taken to share a prompt. `max_tokens` bounds the tokens
-    of one micro-batch *after* its padding to a multiple of `multiple_of` (`ParallelConfig.token_multiple`).
+    of one micro-batch *after* its padding to a multiple of `multiple_of` (`Config.token_multiple`).
 
     Every rank gets the same number of micro-batches, as few as the chosen plan can do with, filled up with empty ones to a
     multiple of `rounds_of`. Other empty micro-batches occur only where there are fewer rows than micro-batches; no rows give

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from octopus_mcore.models.costs.flops import Flops, Work, model_flops
 from octopus_mcore.models.costs.layout import Compute
 from octopus_mcore.models.decoder_config import padded_vocab_size
 from octopus_mcore.models.exporting import WeightExporter
+from octopus_mcore.models.precision_audit import PrecisionReport, PrecisionWatch, audit
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
 from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
@@ -49,7 +52,8 @@ class Policy:
     `version` counts optimizer updates since the run began; engines and spans carry it. `images` is where pixel values are
     looked up, `banned_token_ids` are left out of every softmax (vision special tokens, as in sampling). `hf_folder` holds the
     configuration, tokenizer and processor of the model. `residence` moves its memory to the host and back; a method that needs
-    what lies on the host raises `Offloaded`.
+    what lies on the host raises `Offloaded`. `precision` is what the first pass's linear layers really ran in; that pass raises
+    `PrecisionError` where it is not what the configuration says.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Policy:
         self.reference: Role | None = None
         self.optimizer: ChainedOptimizer | None = None
         self.version = 0
+        self.precision: PrecisionReport | None = None
         # Half a bucket here and a bucket in the transport leave room for a parameter's tensors within two buckets.
         self._exporter = WeightExporter(self.main.chunks, self.main.entries, config.rollout.sglang.sync_bucket_mb * 2**19)
         self.residence = Residence(
@@ -96,7 +101,7 @@ class Policy:
         role = self.reference if reference else self.main
         work = self._plan(rows, selections)
         head = HeadSettings(temperature, self._banned)
-        records = run_pass(role, work, measure, head, self._images, self._world, forward_only=True)
+        records = self._pass(role, work, measure, head, forward_only=True)
         measured: dict[int, np.ndarray] = {}
         for part in self._world.all_gather(records if self._world.leads_stage else []):
             for record in part:
@@ -143,7 +148,7 @@ class Policy:
         """Forward and backward; the records, on one rank of the last stage only, so that they are counted once."""
         head = HeadSettings(temperature, self._banned, with_entropy=True)
         work = self._plan(rows, objective.selections)
-        records = run_pass(self.main, work, objective, head, self._images, self._world, forward_only=False)
+        records = self._pass(self.main, work, objective, head, forward_only=False)
         return records if self._world.leads_stage else []
 
     def _flops(self, work: Work) -> Flops:
@@ -151,17 +156,27 @@ class Policy:
         rows = padded_vocab_size(shape.decoder, self._config.parallel)
         return model_flops(shape, work, rows, Compute.of(self._config.model))
 
+    def _pass(self, role: Role, work: Pass, function: TokenFunction, head: HeadSettings, forward_only: bool) -> list[Any]:
+        """`run_pass`; the policy's first one that reaches all layers is watched by the precision audit."""
+        run = partial(run_pass, role, work, function, head, self._images, self._world, forward_only)
+        if self.precision is not None or role is not self.main or not any(chosen.any() for chosen in work.selections):
+            return run()
+        with PrecisionWatch(self.main.chunks) as watch:
+            records = run()
+        self.precision = audit(self._world.all_gather(watch.seen()), self._config.model, self.main.shape.decoder.layers)
+        return records
+
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         plan = plan_micro_batches(
             [len(row) for row in rows],
             self._config.batch.max_tokens_per_micro_batch,
             self._world.data_size,
-            multiple_of=self._config.parallel.token_multiple,
+            multiple_of=self._config.token_multiple,
             names=[row.name for row in rows],
             # What the interleaved schedule runs at a time.
             rounds_of=self._world.pipeline_size if len(self.main.chunks) > 1 else 1,
         )
-        return Pass(rows, selections, plan[self._world.data_rank], self._config.parallel.token_multiple)
+        return Pass(rows, selections, plan[self._world.data_rank], self._config.token_multiple)
 
     def _gradient_buffers(self) -> Iterator[torch.Tensor]:
         for chunk in self.main.trained:

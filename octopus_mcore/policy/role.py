@@ -23,6 +23,7 @@ from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.loading import load_weights, mark_split_parameters
 from octopus_mcore.models.model import PolicyModel
+from octopus_mcore.models.precision import check_chip
 from octopus_mcore.models.weight_map import WeightEntry
 from octopus_mcore.policy.model_state import load_model_state
 from octopus_mcore.policy.optimizer_state import keep_padding
@@ -67,8 +68,10 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     """Builds a role with the weights of the folder `model.path`, or of `model.checkpoint`. Collective over the world.
 
     Raises:
-        FileNotFoundError, ValueError: the folder is incomplete, of another family, or the layout does not divide the model.
+        FileNotFoundError, ValueError: the folder is incomplete, of another family, or the layout does not divide the model,
+            or this GPU cannot compute the FP8 recipe.
     """
+    check_chip(config.model.fp8)
     shape = load_shape(config.model.folder)
     check_layout(shape, config.parallel)
     megatron = transformer_config(shape.decoder, config.model, config.parallel)
@@ -87,7 +90,9 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
         load_model_state(chunks, Path(config.model.checkpoint))
     if not trained:
         return Role(name, shape, entries, tuple(chunk.requires_grad_(False).eval() for chunk in chunks))
-    parallel = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    parallel = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, fp8_param_gather=megatron.fp8_param
+    )
     wrapped = tuple(DistributedDataParallel(megatron, parallel, chunk) for chunk in chunks)
     megatron.finalize_model_grads_func = finalize_model_grads
     # The interleaved schedule takes one for each chunk, the others a single one.
@@ -97,7 +102,8 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
 
 def build_optimizer(role: Role, config: OptimizerConfig) -> ChainedOptimizer:
     """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed."""
-    dtype = role.megatron.params_dtype
+    megatron = role.megatron
+    dtype = megatron.params_dtype
     optimizer: ChainedOptimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -111,6 +117,7 @@ def build_optimizer(role: Role, config: OptimizerConfig) -> ChainedOptimizer:
             use_distributed_optimizer=True,
             params_dtype=dtype,
             bf16=dtype == torch.bfloat16,
+            fp8_recipe=megatron.fp8_recipe if megatron.fp8_param else None,
         ),
         list(role.trained),
     )

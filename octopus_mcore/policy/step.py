@@ -47,7 +47,7 @@ class HeadSettings:
 @dataclass(frozen=True)
 class Pass:
     """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches of row numbers,
-    and what their lengths are padded to a multiple of (`ParallelConfig.token_multiple`)."""
+    and what their lengths are padded to a multiple of (`Config.token_multiple`)."""
 
     rows: Sequence[Row]
     selections: Sequence[np.ndarray]

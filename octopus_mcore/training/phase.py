@@ -35,6 +35,7 @@ def end_step(
     session.state.step = step
     metrics = {**metrics, **session.timer.lap()}
     session.record(name, step, metrics)
+    session.note_precision()
     session.progress.step(step, metrics)
     last = step == phase.steps
     if last or (phase.eval_every and step % phase.eval_every == 0):

@@ -65,6 +65,7 @@ class Session:
     evaluation_prompts: Mapping[str, Sequence[Prompt]]
     state: RunState
     timer: StepTimer = field(default_factory=StepTimer)
+    precision_noted: bool = False
 
     @property
     def engine(self) -> RolloutEngine | None:
@@ -166,6 +167,14 @@ class Session:
         self.seat.make_room()
         target = self.directory.path / name if self.world.is_main else None
         save_hf_folder(self.policy.weight_stream("leader"), target, self.config.model.folder)
+
+    def note_precision(self) -> None:
+        """Says once, and writes to the run directory, in what the model's linear layers ran. On the main rank."""
+        report = self.policy.precision
+        if self.log is not None and report is not None and not self.precision_noted:
+            self.directory.write_precision(report.text)
+            self.progress.note(report.summary)
+            self.precision_noted = True
 
     def retain_images(self, prompts: Sequence[Prompt]) -> None:
         """Forgets all images but those of these prompts and of the evaluation sets."""
