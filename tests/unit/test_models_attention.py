@@ -118,6 +118,22 @@ def test_a_row_in_tree_form_gives_what_it_gives_alone(trees, heads):
     assert_close(in_tree, outcome(in_rows, inputs))
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_kernels_of_bfloat16_align_queries_to_the_last_keys(device):
+    """Branches of one size behind a prompt go without a mask to the kernel that the device has for bfloat16; a kernel that
+    aligned them to the first keys would hide the prompt's end and the branch from them."""
+    ends = subtree_end([Tree(70, (Tree(33), Tree(33))), Tree(20)])
+    rounded = [tensor.detach().to(torch.bfloat16) for tensor in tokens(len(ends), (4, 2), size=64)]
+    exact = outcome(lambda q, k, v: dense(q, k, v, ends), [tensor.double().requires_grad_() for tensor in rounded])
+    inputs = [tensor.to(device).requires_grad_() for tensor in rounded]
+    found = outcome(lambda q, k, v: node_attention(q, k, v, torch.from_numpy(ends), SCALE).cpu().double(), inputs)
+    for ours, expected in zip(found, exact, strict=True):
+        assert (ours.cpu().double() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 def test_the_megatron_module_uses_the_rule_and_the_usual_scale():
     ends = subtree_end([Tree(3, (Tree(2), Tree(4))), Tree(5)])
     query, key, value = tokens(len(ends), (4, 2), size=8)
