@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from octopus_mcore.config.schema import ModelConfig
@@ -37,6 +38,10 @@ _RECIPES = {
     "MXFP8BlockScaling": "mxfp8",
 }
 """Transformer-Engine's recipe classes (`common/recipe`) → the configuration's names."""
+
+_CALLS = frozenset({"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "addmm", "bmm", "baddbmm", "einsum"})
+_CALLS |= {"conv1d", "conv2d", "conv3d", "_scaled_mm", "scaled_mm", "_grouped_mm", "grouped_mm"}
+"""What Python calls for a product."""
 
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_scaled_mm", "_grouped_mm"})
 """aten's operators behind linear layers and convolutions."""
@@ -65,10 +70,12 @@ Seen = Mapping[str, LayerPrecision]
 """By global layer name, what one rank saw."""
 
 
-class PrecisionWatch(TorchDispatchMode):
+class PrecisionWatch(TorchFunctionMode):
     """While entered, sees the products of all linear layers of a rank's model chunks.
 
-    Costs a Python call for every operator, so it is for one pass.
+    Calls that lead to a product run under a dispatch mode, which sees the operands behind every cast. It is on for nothing
+    else: some of torch's tensor classes cannot be made under one. A product by a call that is not in `_CALLS` is not seen, and
+    its layer counts as not run. Costs a Python call for every call of torch, so it is for one pass.
     """
 
     def __init__(self, chunks: Sequence[PolicyModel]) -> None:
@@ -81,6 +88,7 @@ class PrecisionWatch(TorchDispatchMode):
             self._operands[HEAD] = set()
         self._inside: list[str] = []
         self._hooks: list[Any] = []
+        self._products = _Products(self._note)
 
     def __enter__(self) -> PrecisionWatch:
         for name, module in self._layers.items():
@@ -95,13 +103,16 @@ class PrecisionWatch(TorchDispatchMode):
         self._hooks.clear()
         self._inside.clear()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operator; notes its operands where it is a product."""
-        if func.overloadpacket.__name__ in _PRODUCTS:
-            operands = [value for value in args if isinstance(value, torch.Tensor)]
-            if (layer := self._layer_of(operands)) is not None and layer not in self._engine:
-                self._operands[layer].add(_joined(_name(operand.dtype) for operand in operands))
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the call, watched where it leads to a product."""
+        if getattr(func, "__name__", "") not in _CALLS:
+            return func(*args, **(kwargs or {}))
+        with self._products:
+            return func(*args, **(kwargs or {}))
+
+    def _note(self, operands: Sequence[torch.Tensor]) -> None:
+        if (layer := self._layer_of(operands)) is not None and layer not in self._engine:
+            self._operands[layer].add(_joined(_name(operand.dtype) for operand in operands))
 
     def seen(self) -> Seen:
         """What ran how, on this rank."""
@@ -124,6 +135,19 @@ class PrecisionWatch(TorchDispatchMode):
         self._inside.pop()
         if (arithmetic := transformer_engine_arithmetic(module)) is not None:
             self._operands[name].add(arithmetic)
+
+
+class _Products(TorchDispatchMode):
+    """Tells of the operands of each product."""
+
+    def __init__(self, note: Callable[[Sequence[torch.Tensor]], None]) -> None:
+        super().__init__()
+        self._tell = note
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in _PRODUCTS:
+            self._tell([value for value in args if isinstance(value, torch.Tensor)])
+        return func(*args, **(kwargs or {}))
 
 
 def transformer_engine_arithmetic(module: nn.Module) -> str | None:

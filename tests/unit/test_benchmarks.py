@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,3 +22,30 @@ def test_log_prob_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["tokens", "32", "512"]
     assert float(lines[-1].split()[-1]) < 1 / 8
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "found"),
+    [
+        (
+            "fp8.py",
+            "--sides local local --repetitions 1",
+            ["mean Δ", "local", "0.00e+00", "of the decoder: float32"],
+        ),
+        ("policy_update.py", "--repetitions 1", ["perf/tokens_per_second", "perf/model_tflops_per_second_per_rank"]),
+    ],
+)
+def test_policy_benchmarks(program: str, options: str, found: list[str], tmp_path: Path):
+    """In processes of their own: they join a world. 2 rows of 8 + 2 + 4·4 + 6 tokens."""
+    sizes = f"--folder {tmp_path} --shape tiny --dtype float32 --rows 2 --prompt 8 --response 6 --side 4 --max-tokens 64"
+    command = [sys.executable, BENCHMARKS / program, *sizes.split(), *options.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent), "MASTER_PORT": str(free_port())}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert output.returncode == 0, output.stderr[-3000:]
+    assert all(part in output.stdout for part in [*found, "tiny", "64"]), output.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
