@@ -23,7 +23,8 @@ def build_prompt(tokenizer, row, folder, instruction):
     """vLLM's form of one user turn: one placeholder an image, which vLLM expands, and the images themselves."""
     images = [Image.open(folder / file).convert("RGB") for file in row.get("images", [])]
     question = "\n\n".join(filter(None, (row["question"], instruction)))
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+    # Templates of text models read a string only.
+    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}] if images else question
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     prompt = {"prompt": text}
     if images:
@@ -49,11 +50,12 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     instruction = INSTRUCTIONS[options.instruction]
     prompts = [build_prompt(tokenizer, row, options.questions.parent, instruction) for row in rows]
+    images = max((len(row.get("images", [])) for row in rows), default=0)
     engine = LLM(
         model=options.model,
         max_model_len=options.max_model_len,
         tensor_parallel_size=options.tensor_parallel,
-        limit_mm_per_prompt={"image": max([1, *(len(row.get("images", [])) for row in rows)]), "video": 0},
+        limit_mm_per_prompt={"image": images, "video": 0} if images else None,  # None: a text model has no such limits
         generation_config="vllm",  # the temperatures above, not the model's shipped defaults
         seed=options.seed,
     )

@@ -61,6 +61,18 @@ def test_gradients_equal_transformers(family: str, tied: bool, pool: RankPool, f
         assert_gradients_equal_transformers(checkpoint, result, counts)
 
 
+def test_bfloat16_errs_no_more_than_transformers(pool: RankPool, folder: Path) -> None:
+    """Both round differently, so both are compared with float32: with biases and a windowed tower, on four ranks."""
+    checkpoint, counts = checkpoint_of(folder, "qwen2_5_vl", tied=True), (0, 1, 3, 1, 2, 1, 0, 1)
+    layout, batch = Layout(tensor=2, pipeline=2, max_tokens=PACKED), tiny_batch(0, counts)
+    ours = np.concatenate(pool.run(layout.ranks, measure_log_probs, str(checkpoint), layout, 0, counts, "bfloat16")[0])
+    exact, theirs = (
+        np.concatenate([hf_log_probs(model, batch, row, TEMPERATURE).numpy() for row in range(len(counts))])
+        for model in (hf_model(checkpoint, dtype).requires_grad_(False) for dtype in (torch.float32, torch.bfloat16))
+    )
+    assert np.abs(ours - exact).mean() < 1.5 * np.abs(theirs - exact).mean()
+
+
 @pytest.mark.parametrize("family, heads", [("qwen3_vl", 4), ("qwen3_vl", 8), ("qwen2_5_vl", 8)])
 def test_more_ranks_than_key_value_heads(family: str, heads: int, pool: RankPool, folder: Path) -> None:
     """Two key-value heads on four ranks, with QK-norm and with biases: log-probs and gradients are those of Transformers."""

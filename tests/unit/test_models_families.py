@@ -17,6 +17,7 @@ from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.families import FAMILIES, expected_tensors, load_shape
 from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.hf_folder import HFFolder, save_hf_folder
+from octopus_mcore.models.weight_stream import WeightItem
 from tests.published import PUBLISHED, PUBLISHED_FILES
 from tests.tiny import create_tiny_checkpoint, hf_model
 
@@ -242,3 +243,24 @@ def test_transformers_loads_what_is_exported(family: str, tied: bool, tmp_path: 
     expected = hf_model(source.path).state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_an_export_keeps_the_flat_form_of_the_first_release(tmp_path: Path) -> None:
+    """`config.json` with the decoder's keys at the top, in and out; Transformers reads the exported weights' dtype from it."""
+    folder = create_tiny_checkpoint(tmp_path / "hf", tied=False, family="qwen2_5_vl")
+    content = json.loads((folder / "config.json").read_text())
+    nested = load_shape(folder)
+    text = content.pop("text_config")
+    del text["model_type"]
+    rope = text.pop("rope_parameters")
+    scaling = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    (folder / "config.json").write_text(json.dumps({**text, **content, **scaling}))
+    flat = load_shape(folder)
+    assert (flat.decoder, flat.vision) == (nested.decoder, nested.vision)
+    stream = ([WeightItem(item.name, item.tensor.bfloat16())] for bucket in HFFolder(folder).stream() for item in bucket)
+    target = save_hf_folder(stream, tmp_path / "export", folder)
+    assert "text_config" not in json.loads((target / "config.json").read_text())
+    kind = FAMILIES["qwen2_5_vl"].hf_class
+    loaded, report = kind.from_pretrained(target, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.bfloat16}
