@@ -1,7 +1,8 @@
 """Weight maps as data: each entry ties one Megatron parameter to its Hugging Face tensors, in both directions, pure on tensors.
 
 Loading, streaming to engines, export and tests all use the same entries. `to_megatron` and `split` lead to the shards of
-tensor-parallel ranks, `to_hf` leads back from them.
+tensor-parallel ranks, `to_hf` leads back from them: it merges and takes apart in one go, tensor by tensor, because a merged
+fused parameter would take its memory once more (what the exporter may take is in `exporting.py`).
 """
 
 from __future__ import annotations
