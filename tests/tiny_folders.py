@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -24,9 +25,12 @@ def create_tiny_folder(path: Path, family: str, digits: Path, tied: bool = False
     config = tiny_config(tied, family, **text | ({} if family == "qwen3_vl" else {"pad_token_id": None}))
     vision = getattr(config, "vision_config", None)
     if vision is not None:
-        vision.patch_size, vision.spatial_merge_size, vision.window_size = PATCH, MERGE, 2 * PATCH * MERGE
+        vision.patch_size, vision.spatial_merge_size = PATCH, MERGE
         for token in ("image", "video", "vision_start", "vision_end"):
             setattr(config, f"{token}_token_id", getattr(published, f"{token}_token_id"))
+    if family == "qwen2_5_vl":
+        # SGLang takes patches of another size for finished features, and pads an MLP whose width is no multiple of 8.
+        vision.patch_size, vision.window_size, vision.intermediate_size = 14, 2 * 14 * MERGE, 44
     config._attn_implementation = "eager"
     model = family_of(config).hf_class(config)
     generator = torch_generator("tiny folder", family)
@@ -39,4 +43,7 @@ def create_tiny_folder(path: Path, family: str, digits: Path, tied: bool = False
         needed = vision is not None or file.name not in _ABOUT_IMAGES
         if needed and not file.name.startswith(("model", "config.json")):
             shutil.copyfile(file, path / file.name)
+    for name in _ABOUT_IMAGES if vision is not None else ():
+        settings = json.loads((path / name).read_text()) | {"patch_size": vision.patch_size}
+        (path / name).write_text(json.dumps(settings))
     return path
