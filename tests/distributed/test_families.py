@@ -15,7 +15,7 @@ from tests.distributed.transformers_gradients import assert_gradients_equal_tran
 from tests.tiny import create_tiny_checkpoint, hf_log_probs, hf_model, tiny_batch
 
 PACKED, ROW_BY_ROW = 10_000, 40
-LAYOUTS = [Layout(), Layout(tensor=2, context=2), Layout(tensor=2, pipeline=2)]
+LAYOUTS = [Layout(), Layout(tensor=2), Layout(tensor=2, context=2), Layout(tensor=2, pipeline=2)]
 IMAGES = {"qwen2_5_vl": (0, 1, 3, 1), "qwen3": (0, 0, 0, 0), "qwen2": (0, 0, 0, 0)}  # Qwen3-VL is test_layouts' model
 
 
