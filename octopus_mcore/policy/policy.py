@@ -17,7 +17,6 @@ from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.costs.flops import Flops, Work, model_flops
 from octopus_mcore.models.costs.layout import Compute
-from octopus_mcore.models.decoder_config import padded_vocab_size
 from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.precision_audit import PrecisionReport, PrecisionWatch, audit
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
@@ -130,13 +129,14 @@ class Policy:
         gathered = [record for part in self._world.all_gather(records) for record in part]
         losses = {name: float(sum(record.losses[name] for record in gathered)) for name in gathered[0].losses}
         work = sum((record.work for record in gathered), Work())
+        flops = model_flops(self.main.shape, self._config.parallel, work, Compute.of(self._config.model))
         return UpdateReport(
             losses,
             means(add_stats(*(record.stats for record in gathered))),
             grad_norm,
             learning_rate,
             work.tokens,
-            self._flops(work),
+            flops,
         )
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:
@@ -150,11 +150,6 @@ class Policy:
         work = self._plan(rows, objective.selections)
         records = self._pass(self.main, work, objective, head, forward_only=False)
         return records if self._world.leads_stage else []
-
-    def _flops(self, work: Work) -> Flops:
-        shape = self.main.shape
-        rows = padded_vocab_size(shape.decoder, self._config.parallel)
-        return model_flops(shape, work, rows, Compute.of(self._config.model))
 
     def _pass(self, role: Role, work: Pass, function: TokenFunction, head: HeadSettings, forward_only: bool) -> list[Any]:
         """`run_pass`; the policy's first one that reaches all layers is watched by the precision audit."""

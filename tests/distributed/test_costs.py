@@ -63,8 +63,8 @@ def test_an_update_computes_what_is_stated(recompute: str, pool: RankPool, tied_
     ((report, counted),) = pool.run(1, computed, str(tied_checkpoint), layout, batch)
     shape, compute = load_shape(tied_checkpoint), Compute("float32", recompute)
     work = Work.of_rows([32] * 4, 4 * RESPONSE // 2, [GRID] * 4)
-    assert report.tokens == work.tokens and report.flops == model_flops(shape, work, 100, compute)
-    unattended = model_flops(shape, Work(work.tokens, 0, work.selected, work.grids), 100, compute)
+    assert report.tokens == work.tokens and report.flops == model_flops(shape, ParallelConfig(), work, compute)
+    unattended = model_flops(shape, ParallelConfig(), Work(work.tokens, 0, work.selected, work.grids), compute)
     tower_attention = (4 + 8 + 2) * tower_pairs(shape.vision, work.grids) * shape.vision.hidden_size
     assert counted == unattended.hardware - tower_attention
 

@@ -115,8 +115,8 @@ def mini_tree(model: Path) -> dict[str, Any]:
 
 
 def training_values(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Everything in the records that must be the same when a run is repeated: all but the times."""
-    return [{key: value for key, value in record.items() if not key.startswith("time")} for record in records]
+    """Everything in the records that must be the same when a run is repeated: all but times and rates."""
+    return [{key: value for key, value in record.items() if not key.startswith(("time", "perf/"))} for record in records]
 
 
 def by_step(records: Sequence[Mapping[str, Any]], phase: str) -> list[Mapping[str, Any]]:

@@ -77,6 +77,18 @@ def test_the_header_says_what_the_run_runs_on(smoke: FinishedRun) -> None:
     assert json.loads(start)["versions"] == versions() and json.loads(start)["ranks"] == 1
 
 
+def test_speed_is_recorded(smoke: FinishedRun) -> None:
+    """Rates of every step that trained; no share of a peak, for the CPU has none that is known."""
+    for phase in PHASES:
+        for record in by_step(smoke.records, phase):
+            if not record["train/updates"]:
+                continue
+            assert record["perf/tokens_per_second"] > 0
+            needed, executed = (record[f"perf/{kind}_tflops_per_second_per_rank"] for kind in ("model", "hardware"))
+            assert 0 < needed < executed
+            assert "perf/mfu" not in record and "perf/hfu" not in record
+
+
 def test_supervised_losses_fall(smoke: FinishedRun) -> None:
     for phase in ("base", "cold_start"):
         losses = [record["train/loss"] for record in by_step(smoke.records, phase)]

@@ -65,6 +65,8 @@ def test_stages_replicas_and_the_reference_have_their_place() -> None:
     rows = table(lines_of("Qwen3-VL-8B", parallel, reference=True))
     assert [row["layers"] for row in rows] == ["6", "10", "10", "10"]
     assert rows[1]["head"] == "0.00" != rows[3]["head"]
+    shares = [int(row["work"].removesuffix("%")) for row in rows]
+    assert shares[0] < shares[1] == shares[2] < shares[3] and sum(shares) == pytest.approx(100, abs=2)
     assert all(float(row["reference"]) == pytest.approx(float(row["weights"]), abs=0.01) for row in rows)
     assert "reference" not in table(lines_of("Qwen3-VL-8B", parallel))[0]
 

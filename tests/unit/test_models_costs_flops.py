@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, Qwen2_5_VLConfig, Qwen2Config, Qwen3Config
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_window_index
 
-from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops, model_flops, tower_flops
+from octopus_mcore.config.schema import ParallelConfig
+from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops, model_flops, stage_flops, tower_flops
 from octopus_mcore.models.costs.images import Grid, frame_pairs, patches, window_pairs
 from octopus_mcore.models.costs.layout import Compute
 from octopus_mcore.models.costs.peaks import peak_flops
@@ -92,7 +93,7 @@ def test_operations_equal_torchs_count(name: str) -> None:
     shape = family_of(config).shape(config)
     grids = GRIDS if shape.vision is not None else []
     work = Work(tokens, tokens**2, selected=tokens, grids=tuple(grids))
-    ours = model_flops(shape, work, shape.decoder.vocab_size, Compute())
+    ours = model_flops(shape, ParallelConfig(), work, Compute())
     theirs = counted(config, tokens, grids)
     assert ours.forward == theirs.forward
     assert ours.backward == theirs.backward
@@ -143,10 +144,22 @@ def test_the_head_costs_what_the_token_head_computes() -> None:
 def test_a_frozen_tower_has_no_backward_pass() -> None:
     shape = family_of(CONFIGS["qwen3_vl"]).shape(CONFIGS["qwen3_vl"])
     work = Work(90, 90 * 91 // 2, 20, grids=((1, 4, 6),))
-    trained, frozen = (model_flops(shape, work, 100, Compute(freeze_vision=flag)) for flag in (False, True))
+    trained, frozen = (model_flops(shape, ParallelConfig(), work, Compute(freeze_vision=flag)) for flag in (False, True))
     assert trained.forward == frozen.forward
     assert trained.backward - frozen.backward == tower_flops(shape.vision, work.grids).backward
     assert tower_flops(shape.vision, work.grids, training=False).hardware == tower_flops(shape.vision, work.grids).forward
+
+
+def test_stages_do_what_they_hold() -> None:
+    """Four layers on two ranks as 3 + 1: the tower goes to the first, the head to the last; TP pads the vocabulary."""
+    shape = family_of(CONFIGS["qwen3_vl"]).shape(CONFIGS["qwen3_vl"])
+    work, parallel = Work(90, 90 * 91 // 2, 20, grids=((1, 4, 6),)), ParallelConfig(tensor=2, pipeline=2, stages=[3, 1])
+    first, last = (stage_flops(shape, parallel, work, Compute(), rank) for rank in (0, 1))
+    assert first == layers_flops(shape.decoder, 3, work, "none") + tower_flops(shape.vision, work.grids)
+    assert last == layers_flops(shape.decoder, 1, work, "none") + head_flops(shape.decoder, 20, 100)
+    dealt = ParallelConfig(pipeline=2, virtual=2, stages=[1, 1, 2, 0])
+    assert stage_flops(shape, dealt, work, Compute(), 0) == first
+    assert first + last == model_flops(shape, ParallelConfig(tensor=2), work, Compute())
 
 
 @settings(deadline=None, max_examples=50)

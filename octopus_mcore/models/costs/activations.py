@@ -22,7 +22,7 @@ HEAD_CHUNK_TOKENS = 1024
 _INDEX = 8
 """Bytes of an int64."""
 _MAX_MASKED_PAIRS = 2**24
-"""No attention mask is larger (`models.attention`); longer stretches go without one, on GPUs in memory too."""
+"""No attention mask has more: longer stretches go without one (`models.attention`; torch makes it on the CPU all the same)."""
 
 
 @dataclass(frozen=True)

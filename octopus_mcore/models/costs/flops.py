@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from octopus_mcore.config.model_layout import padded_vocabulary
+from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.images import Grid, patches, tower_pairs
-from octopus_mcore.models.costs.layout import Compute, Recompute
+from octopus_mcore.models.costs.layout import Compute, Recompute, chunks
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
@@ -128,11 +130,26 @@ def tower_flops(shape: VisionShape, grids: Iterable[Grid], training: bool = True
     return Flops(forward, pixels + 2 * (linear + attention), attention // 2)
 
 
-def model_flops(model: ModelShape, work: Work, padded_vocabulary: int, compute: Compute, training: bool = True) -> Flops:
-    """The whole model on this work, whatever the layout: stages, tensor and context parallelism only share it out."""
+def stage_flops(
+    model: ModelShape, parallel: ParallelConfig, work: Work, compute: Compute, pipeline_rank: int, training: bool = True
+) -> Flops:
+    """What the TP × CP ranks of a pipeline stage do together of a replica's work; each does an equal share of it, images as
+    evenly as they can be dealt out."""
     decoder = model.decoder
-    total = layers_flops(decoder, decoder.layers, work, compute.recompute, training)
-    total += head_flops(decoder, work.selected, padded_vocabulary, training)
-    if model.vision is not None:
-        total += tower_flops(model.vision, work.grids, training and not compute.freeze_vision)
+    total = Flops()
+    for chunk in chunks(parallel, decoder.layers):
+        if chunk.rank != pipeline_rank:
+            continue
+        total += layers_flops(decoder, len(chunk.layers), work, compute.recompute, training)
+        if chunk.last:
+            rows = padded_vocabulary(decoder.vocab_size, parallel.tensor)
+            total += head_flops(decoder, work.selected, rows, training)
+        if chunk.first and model.vision is not None:
+            total += tower_flops(model.vision, work.grids, training and not compute.freeze_vision)
     return total
+
+
+def model_flops(model: ModelShape, parallel: ParallelConfig, work: Work, compute: Compute, training: bool = True) -> Flops:
+    """The whole model: all stages together. Layouts share the work out; what is needed does not depend on them."""
+    stages = range(parallel.pipeline)
+    return sum((stage_flops(model, parallel, work, compute, rank, training) for rank in stages), Flops())

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.activations import Load, head_workspace, peak_activations
-from octopus_mcore.models.costs.flops import Flops, Work, model_flops, tower_flops
+from octopus_mcore.models.costs.flops import Flops, Work, model_flops, stage_flops, tower_flops
 from octopus_mcore.models.costs.layout import Compute, chunks
 from octopus_mcore.models.costs.memory import rank_memory
 from octopus_mcore.models.costs.parameters import model_elements, tower_elements
@@ -47,7 +46,7 @@ def _memory(model: ModelShape, plan: Plan) -> Iterator[str]:
     """A table with one line for each stage."""
     stages = [_stage(model, plan, rank) for rank in range(plan.parallel.pipeline)]
     unit, size = ("GiB", 2**30) if max(sum(held.values()) for _, held in stages) >= 2**30 else ("MiB", 2**20)
-    lines = [["rank of stage", "layers", "parameters", *stages[0][1], "total"]]
+    lines = [["rank of stage", "layers", "work", "parameters", *stages[0][1], "total"]]
     for names, held in stages:
         lines.append([*names, *(f"{value / size:.2f}" for value in (*held.values(), sum(held.values())))])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -59,7 +58,7 @@ def _memory(model: ModelShape, plan: Plan) -> Iterator[str]:
 
 
 def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[str, int]]:
-    """Rank, layers and parameters, and bytes by what they are for."""
+    """Stage, layers, share of a text row's operations and parameters; bytes by what they are for."""
     memory = rank_memory(model, plan.parallel, plan.compute, rank, reference=plan.reference)
     own = [chunk for chunk in chunks(plan.parallel, model.decoder.layers) if chunk.rank == rank]
     load = Load(plan.max_tokens, row=min(plan.row, plan.max_tokens))
@@ -67,14 +66,16 @@ def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[st
     held |= {"reference": memory.reference} if plan.reference else {}
     held["activations"] = peak_activations(model, plan.parallel, plan.compute, rank, load)
     held["head"] = head_workspace(model.decoder, plan.parallel, load) if any(chunk.last for chunk in own) else 0
-    return [str(rank), str(sum(len(chunk.layers) for chunk in own)), _count(memory.parameters)], held
+    row = Work.of_rows([plan.row], plan.row)
+    stages = [stage_flops(model, plan.parallel, row, plan.compute, stage).hardware for stage in range(plan.parallel.pipeline)]
+    layers = str(sum(len(chunk.layers) for chunk in own))
+    return [str(rank), layers, f"{stages[rank] / sum(stages):.0%}", _count(memory.parameters)], held
 
 
 def _operations(model: ModelShape, plan: Plan) -> Iterator[str]:
     """Forward and backward, every token of the row selected."""
-    rows = padded_vocabulary(model.decoder.vocab_size, plan.parallel.tensor)
-    linear = model_flops(model, Work(tokens=1, selected=1), rows, plan.compute)
-    row = model_flops(model, Work.of_rows([plan.row], plan.row), rows, plan.compute)
+    linear = model_flops(model, plan.parallel, Work(tokens=1, selected=1), plan.compute)
+    row = model_flops(model, plan.parallel, Work.of_rows([plan.row], plan.row), plan.compute)
     share = 1 - linear.model * plan.row / row.model
     yield f"{_operations_of(linear)} a token in linear layers and head"
     yield f"{_operations_of(row)} a row of {plan.row} tokens, {share:.0%} of it in attention"
