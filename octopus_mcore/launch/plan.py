@@ -19,14 +19,17 @@ def cost_text(config: Config, world_size: int | None = None) -> str:
             keys that it leaves out have their default.
     """
     title = "Costs\n-----\n"
-    if not Path(config.model.path).exists():
+    if not Path(config.model.folder).exists():
         return f"{title}not known before the model is made\n"
     from octopus_mcore.models.families import load_shape  # Transformers takes seconds; who only launches does not wait for it
 
-    model = load_shape(config.model.path)
+    model = load_shape(config.model.folder)
     if violations := check_model(model.hf.to_dict(), config.parallel):
         raise ValueError("\n".join(violations))
-    return title + "\n".join(cost_lines(model, _plan(config, world_size))) + "\n"
+    lines = [*cost_lines(model, _plan(config, world_size))]
+    if config.model.layer_spec != "local":
+        lines.append(f"The numbers are those of layer_spec local in {config.model.dtype}; others save and hold other things.")
+    return title + "\n".join(lines) + "\n"
 
 
 def _plan(config: Config, world_size: int | None) -> Plan:

@@ -159,7 +159,8 @@ class Session:
 
     def performance(self, reports: Sequence[UpdateReport]) -> dict[str, float]:
         """How well the step's updates used the machine; they were timed as `update`."""
-        peak = peak_flops(device_model(self.world.device), self.config.model.dtype)
+        model = self.config.model
+        peak = peak_flops(device_model(self.world.device), model.dtype if model.fp8 is None else "fp8")
         return performance_metrics(reports, self.timer.seconds.get("update", 0.0), self.world.size, peak)
 
     def export(self, name: str) -> None:
