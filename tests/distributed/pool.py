@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from torch.distributed import TCPStore
 
 
 class RankFailure(AssertionError):
@@ -33,11 +34,10 @@ class RankPool:
         """`function(*args, **kwargs)` on ranks 0 … ranks − 1; their results in rank order.
         A failing or silent rank ends the pool."""
         self._start(ranks)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # The store is here, as a launcher's agent has it: a port that a rank is told to open may be another's by then.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank, (_, pipe) in enumerate(self._ranks[:ranks]):
-            pipe.send((rank, ranks, port, function, args, kwargs))
+            pipe.send((rank, ranks, store.port, function, args, kwargs))
         return self._collect(ranks, time.monotonic() + deadline)
 
     def _collect(self, ranks: int, until: float) -> list[Any]:
@@ -77,7 +77,12 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
         )
         try:
             pipe.send((False, function(*args, **kwargs)))
