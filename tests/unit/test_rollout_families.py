@@ -85,9 +85,8 @@ def test_greedy_tokens_and_log_probs_equal_transformers(folder, engine, prompts,
     assert len({answer.token_ids for answer in answers}) == len(answers), "the model must not be stuck"
 
 
-def test_an_image_for_a_text_model_is_refused(engine, prompts, processor):
-    if processor.images.takes_images:
-        pytest.skip("a vision model")
+@pytest.mark.parametrize("folder", ["qwen3", "qwen2"], indirect=True)
+def test_an_image_for_a_text_model_is_refused(engine):
     request = GenerationRequest((1, 2, 3), (ImageRef("key", 1, (1, 2, 2), 1),), SamplingParams(0.0, max_new_tokens=1), 0)
     with pytest.raises((ValueError, KeyError), match="image"):
         asyncio.run(engine.generate([request]))
