@@ -48,8 +48,8 @@ def _config(checkpoint: str, layout: Layout) -> Config:
 
 
 def _state(policy: Policy, world: World) -> dict[str, Tensors]:
-    """Weights; by Hugging Face names too, float32 weights and both moments, gathered without the code that saves checkpoints and
-    streams weights; and the step count."""
+    """Weights; float32 weights and both moments, by Hugging Face names too, gathered without the code that saves checkpoints
+    and streams weights; the step count."""
     found = {part: _gathered(policy, world, part) for part in ("param", "exp_avg", "exp_avg_sq")}
     steps = {float(state["step"]) for part in policy.optimizer.chained_optimizers for state in part.optimizer.state.values()}
     return found | {"weights": _streamed(policy), "steps": {"": torch.tensor(sorted(steps))}}

@@ -23,6 +23,7 @@ from octopus_mcore.models.conversion.to_hf import megatron_to_hf
 from octopus_mcore.models.conversion.to_megatron import hf_to_megatron
 from octopus_mcore.models.families import FAMILIES, expected_tensors
 from octopus_mcore.models.hf_folder import HFFolder, verify_hf_folder
+from octopus_mcore.models.safetensors_file import read_header
 from tests.tiny import create_tiny_checkpoint, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,8 @@ def test_a_mixture_of_dtypes_survives(tmp_path: Path) -> None:
     assert compare(open_source(origin), open_source(tmp_path / "hf")).equal
     tensors = load_file(tmp_path / "hf/model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float32", "torch.bfloat16"}
+    widths = [info.dtype.itemsize for info in read_header(tmp_path / "hf/model.safetensors").values()]
+    assert widths == sorted(widths, reverse=True)
     assert json.loads((tmp_path / "hf/config.json").read_text()) == json.loads((origin / "config.json").read_text())
 
 
