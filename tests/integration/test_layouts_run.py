@@ -22,7 +22,16 @@ from octopus_mcore.experience.journal import encode_group, read_groups
 from octopus_mcore.experience.types import Group
 from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.policy.checkpoint import is_finished
-from tests.integration.commands import by_step, folder_bytes, is_finite, last_evaluation
+from tests.integration.commands import (
+    by_step,
+    folder_bytes,
+    is_finite,
+    last_evaluation,
+    mini_tree,
+    octopus,
+    succeeded,
+    write_config,
+)
 from tests.integration.conftest import FinishedRun, train
 
 RL_LOSS = 1e-6
@@ -132,3 +141,18 @@ def test_one_rank_exports_the_same_model_from_the_four_ranks_checkpoint(
     shutil.rmtree(copy.export)
     train(tmp_path, mini.config, "four")
     assert folder_bytes(copy.export) == folder_bytes(four_ranks.directory.export)
+
+
+def test_a_checkpoint_of_four_ranks_leaves_as_it_came(four_ranks: FinishedRun, tmp_path: Path) -> None:
+    """Converted, it holds the weights of the run's export; and a new run that is given nothing else starts from it, one step at
+    a learning rate that moves no weight."""
+    checkpoint = four_ranks.directory.checkpoint("stage2", 2)
+    succeeded(octopus("convert", "megatron-to-hf", checkpoint, "hf", cwd=tmp_path))
+    succeeded(octopus("convert", "verify", "hf", four_ranks.directory.export, cwd=tmp_path))
+    tree = mini_tree(tmp_path)
+    tree["model"] = {"checkpoint": str(checkpoint), "dtype": "float32"}
+    tree["phases"] = {"base": tree["phases"]["base"] | {"steps": 1, "optimizer": {"lr": 1e-30}}}
+    tree["eval"], tree["checkpoint"] = {"sets": {}}, {}
+    fresh = train(tmp_path, write_config(tree, tmp_path / "fresh.yaml"), "fresh")
+    assert by_step(fresh.records, "base")[0]["train/grad_norm"] > 0
+    assert folder_bytes(fresh.directory.export) == folder_bytes(four_ranks.directory.export)
