@@ -69,7 +69,7 @@ def verify(
     with clear_errors():
         bound_threads(1)
         from octopus_mcore.models.conversion.compare import compare
-        from octopus_mcore.models.conversion.source import open_source
+        from octopus_mcore.models.conversion.opening import open_source
 
         first, second = open_source(a), open_source(b)
         with _progress("comparing") as watcher:
@@ -88,7 +88,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Checkpoint of either kind
     with clear_errors():
         bound_threads(1)
         from octopus_mcore.models.conversion.inspection import inspect_checkpoint
-        from octopus_mcore.models.conversion.source import open_source
+        from octopus_mcore.models.conversion.opening import open_source
 
         _show(inspect_checkpoint(open_source(path)))
 

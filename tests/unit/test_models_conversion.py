@@ -18,7 +18,8 @@ from octopus_mcore.models.checkpoint_folder import HF_FOLDER, REPORT_FILE, is_fi
 from octopus_mcore.models.conversion import draft as draft_module
 from octopus_mcore.models.conversion.compare import compare
 from octopus_mcore.models.conversion.megatron_source import MegatronSource
-from octopus_mcore.models.conversion.source import HuggingFaceSource, open_source
+from octopus_mcore.models.conversion.opening import open_source
+from octopus_mcore.models.conversion.source import HuggingFaceSource
 from octopus_mcore.models.conversion.to_hf import megatron_to_hf
 from octopus_mcore.models.conversion.to_megatron import hf_to_megatron
 from octopus_mcore.models.families import FAMILIES, expected_tensors
@@ -209,7 +210,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from octopus_mcore.models.conversion.compare import compare
-from octopus_mcore.models.conversion.source import open_source
+from octopus_mcore.models.conversion.opening import open_source
 from octopus_mcore.models.conversion.to_hf import megatron_to_hf
 from octopus_mcore.models.conversion.to_megatron import hf_to_megatron
 

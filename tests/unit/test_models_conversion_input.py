@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octopus_mcore.models.checkpoint_folder import HF_FOLDER, REPORT_FILE, STATE_FILE
-from octopus_mcore.models.conversion.source import open_source
+from octopus_mcore.models.conversion.opening import open_source
 from octopus_mcore.models.conversion.to_hf import megatron_to_hf
 from octopus_mcore.models.conversion.to_megatron import hf_to_megatron
 from octopus_mcore.models.hf_folder import HFFolder, save_hf_folder

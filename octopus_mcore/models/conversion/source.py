@@ -6,7 +6,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 
 import torch
@@ -181,23 +180,3 @@ def _require_one_dtype(entry: WeightEntry, tensors: Mapping[str, TensorInfo], pa
     if len(set(dtypes.values())) > 1:
         found = ", ".join(f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items())
         raise ValueError(f"{path}: these tensors make one Megatron parameter, but differ in dtype: {found}")
-
-
-def open_source(path: str | PathLike) -> Source:
-    """The checkpoint in a folder, of either kind.
-
-    Raises:
-        FileNotFoundError, ValueError: it is none, or not a whole one (see the classes).
-    """
-    from octopus_mcore.models.conversion.megatron_source import MegatronSource, is_megatron
-
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is no folder")
-    if is_megatron(path):
-        return MegatronSource(path)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path} holds neither a Hugging Face checkpoint (config.json) nor a Megatron checkpoint (.metadata)"
-        )
-    return HuggingFaceSource(path)
