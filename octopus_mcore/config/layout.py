@@ -11,7 +11,7 @@ from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision
-from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
@@ -30,7 +30,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
         violations += (
             _check_sft(name, phase, size) if isinstance(phase, SFTPhaseConfig) else _check_rl(name, phase, size, config)
         )
-        violations += _check_phase(name, phase)
+        violations += _check_phase(name, phase, config.model)
     violations += _check_engine(size, config)
     violations += _check_evaluation(config)
     violations += check_precision(config, hf_config)
@@ -79,9 +79,14 @@ def _check_names(config: Config) -> Iterator[str]:
             yield f"{key}: the name {name!r} becomes part of file names; use letters, digits, '.', '_' and '-'"
 
 
-def _check_phase(name: str, phase: SFTPhaseConfig | RLPhaseConfig) -> Iterator[str]:
+def _check_phase(name: str, phase: SFTPhaseConfig | RLPhaseConfig, model: ModelConfig) -> Iterator[str]:
     if phase.optimizer.min_lr > phase.optimizer.lr:
         yield f"phases.{name}.optimizer: min_lr={phase.optimizer.min_lr:g} is above lr={phase.optimizer.lr:g}"
+    key = f"phases.{name}.optimizer.offload={phase.optimizer.offload:g}"
+    if phase.optimizer.offload and model.dtype != "bfloat16":
+        yield f"{key} needs model.dtype=bfloat16, not {model.dtype}: only then have weights a float32 copy that can move"
+    elif phase.optimizer.offload and model.fp8 is not None and model.fp8.parameters:
+        yield f"{key} does not go with model.fp8.parameters: Megatron-Core's offloading optimizer knows bfloat16 weights only"
 
 
 def _check_sft(name: str, phase: SFTPhaseConfig, data_size: int) -> Iterator[str]:

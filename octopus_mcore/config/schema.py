@@ -231,6 +231,10 @@ class OptimizerConfig(Section):
     """Decoupled weight decay (not on biases and norms)."""
     clip_grad: float = Field(default=1.0, ge=0)
     """Global gradient norm bound; 0 turns it off."""
+    offload: float = Field(default=0.0, ge=0, le=1)
+    """Share of the parameters whose float32 weights and moments live in the host's memory, where the CPU updates them; 12 bytes
+    a parameter less on the device. Needs `model.dtype: bfloat16`, and between 0 and 1 a fused Adam (Transformer-Engine or
+    NVIDIA's apex) for the rest. The update takes as many CPU threads as `runtime.threads` gives."""
 
 
 class BatchConfig(Section):

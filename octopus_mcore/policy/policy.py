@@ -22,6 +22,7 @@ from octopus_mcore.models.precision_audit import PrecisionReport, PrecisionWatch
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
 from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
+from octopus_mcore.policy.offload import check_offload
 from octopus_mcore.policy.optimizer_state import distributed_parts
 from octopus_mcore.policy.packing import plan_micro_batches
 from octopus_mcore.policy.residence import Part, Residence
@@ -64,6 +65,8 @@ class Policy:
         self._images = images
         self._banned = banned_token_ids
         self.main = build_role("policy", config, world, trained=True)
+        for phase in config.phases.values():
+            check_offload(phase.optimizer.offload, self.main.megatron.params_dtype)
         self.reference: Role | None = None
         self.optimizer: ChainedOptimizer | None = None
         self.version = 0
@@ -178,12 +181,14 @@ class Policy:
             yield from (buffer.grad_data for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers))
 
     def _optimizer_state(self) -> Iterator[torch.Tensor]:
-        """Moments, and the float32 weights where the model's own are narrower. Step counters stay where they are."""
+        """Moments, and the float32 weights where the model's own are narrower. Step counters stay where they are, and so does
+        what `optimizer.offload` keeps on the host."""
         for part in distributed_parts(self.optimizer) if self.optimizer is not None else ():
             for group in part.optimizer.param_groups:
                 yield from group["params"]
             for state in part.optimizer.state.values():
-                yield from (value for value in state.values() if isinstance(value, torch.Tensor) and value.dim())
+                tensors = (value for value in state.values() if isinstance(value, torch.Tensor) and value.dim())
+                yield from (tensor for tensor in tensors if tensor.device.type == self._world.device.type)
 
     def _parameters(self) -> Iterator[torch.Tensor]:
         for role in (self.main, self.reference):

@@ -26,6 +26,7 @@ from octopus_mcore.models.model import PolicyModel
 from octopus_mcore.models.precision import check_chip
 from octopus_mcore.models.weight_map import WeightEntry
 from octopus_mcore.policy.model_state import load_model_state
+from octopus_mcore.policy.offload import keep_readable, offload_to_host
 from octopus_mcore.policy.optimizer_state import keep_padding
 from octopus_mcore.runtime.world import World
 
@@ -101,30 +102,38 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
 
 
 def build_optimizer(role: Role, config: OptimizerConfig) -> ChainedOptimizer:
-    """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed."""
-    megatron = role.megatron
-    dtype = megatron.params_dtype
-    optimizer: ChainedOptimizer = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.lr,
-            min_lr=config.min_lr,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.beta1,
-            adam_beta2=config.beta2,
-            adam_eps=config.eps,
-            clip_grad=config.clip_grad,
-            use_distributed_optimizer=True,
-            params_dtype=dtype,
-            bf16=dtype == torch.bfloat16,
-            fp8_recipe=megatron.fp8_recipe if megatron.fp8_param else None,
-        ),
-        list(role.trained),
-    )
+    """A fresh distributed AdamW over the role's trained parameters. Norms and biases are not decayed.
+
+    Raises:
+        ValueError: `optimizer.offload` asks for what the installed libraries cannot do.
+    """
+    optimizer: ChainedOptimizer = get_megatron_optimizer(_optimizer_config(config, role.megatron), list(role.trained))
     for group in optimizer.param_groups:
         group["weight_decay"] *= group["wd_mult"]  # 0 for norms and biases; Megatron leaves this to its own scheduler
     keep_padding(optimizer)
+    keep_readable(optimizer)
     return optimizer
+
+
+def _optimizer_config(config: OptimizerConfig, megatron: TransformerConfig) -> MegatronOptimizerConfig:
+    dtype = megatron.params_dtype
+    built = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        use_distributed_optimizer=True,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp8_recipe=megatron.fp8_recipe if megatron.fp8_param else None,
+    )
+    if config.offload:
+        offload_to_host(built, config.offload)
+    return built
 
 
 def apply_update(optimizer: ChainedOptimizer, lr: float) -> float:

@@ -40,6 +40,10 @@ class _NoStream:
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
 
+    def record_event(self, event: Any = None) -> _NoStream:
+        """What a stream hands out to wait for."""
+        return _NoStream()
+
 
 def _on_cpu(device: Any) -> Any:
     """The CPU where `device` means CUDA (a name, an index or a torch.device), else the device unchanged."""
@@ -95,6 +99,7 @@ def install() -> None:
     _install_tensor_methods()
     _install_cuda_module()
     _install_random_state()
+    _install_offload()
 
 
 def _install_tensor_methods() -> None:
@@ -126,3 +131,23 @@ def _install_random_state() -> None:
     torch.cuda.manual_seed = torch.manual_seed
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _install_offload() -> None:
+    """Megatron's offloading optimizer asks where its parameters lie to see which of them can go to the host. For this question
+    alone they are on the device; the copies that it makes for the host are not."""
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+
+    original = HybridDeviceOptimizer._get_sub_optimizer_param_groups
+
+    @functools.wraps(original)
+    def with_parameters_on_the_device(self: HybridDeviceOptimizer, offload_fraction: float) -> Any:
+        on_device = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        genuine = torch.Tensor.is_cuda
+        torch.Tensor.is_cuda = property(lambda tensor: id(tensor) in on_device)
+        try:
+            return original(self, offload_fraction)
+        finally:
+            torch.Tensor.is_cuda = genuine
+
+    HybridDeviceOptimizer._get_sub_optimizer_param_groups = with_parameters_on_the_device

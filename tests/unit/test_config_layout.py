@@ -35,6 +35,16 @@ def test_a_good_configuration_has_no_violations() -> None:
     assert found("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", world_size=8, hf=HF) == []
 
 
+def test_offloading_the_optimizer_needs_a_narrower_model() -> None:
+    share = "phases.stage2.optimizer.offload=0.5"
+    assert found(share, "model.dtype=bfloat16") == []
+    (violation,) = found(share, "model.dtype=float32")
+    assert f"{share} needs model.dtype=bfloat16, not float32" in violation
+    fp8 = ("model.dtype=bfloat16", "model.layer_spec=te", "model.fp8={parameters: true}")
+    added = set(found(share, *fp8)) - set(found(*fp8))
+    assert [violation.startswith(f"{share} does not go with model.fp8.parameters") for violation in added] == [True]
+
+
 def test_external_servers_serve_one_replica() -> None:
     urls = ["rollout.engine=sglang", "rollout.sglang.urls=[http://a:1]"]
     assert found(*urls) == []
