@@ -18,26 +18,27 @@ from tests.distributed.costs_checks import GRID, RESPONSE, allocated, computed, 
 from tests.distributed.layout_checks import Layout, config_for
 from tests.distributed.pool import RankPool
 
-TOLERANCE = 0.05
-"""Of the estimate of activations, for rows of equal length."""
+CLOSE, LOOSE = 0.02, 0.05
+"""Of the estimate of activations, for rows of equal length: context parallelism batches attention unevenly, and what full
+recomputation keeps is so little that small tensors count."""
 
 CASES = {
-    "one, frozen tower": (Layout(max_tokens=128), "bfloat16", "tied", True, 4),
-    "TP2PP2 uneven": (Layout(tensor=2, pipeline=2, stages=(3, 1), max_tokens=128), "bfloat16", "tied", False, 4),
-    "PP2VPP2": (Layout(pipeline=2, virtual=2, stages=(2, 1, 1, 0), max_tokens=128), "bfloat16", "untied", False, 4),
-    "DP2": (Layout(data=2, max_tokens=128), "float32", "untied", False, 4),
-    "CP2DP2, long row": (Layout(context=2, data=2, max_tokens=128), "float32", "tied", True, 1),
-    "DP2 selective": (Layout(data=2, recompute="selective", max_tokens=128), "bfloat16", "untied", False, 4),
-    "selective float32": (Layout(recompute="selective", max_tokens=128), "float32", "tied", False, 4),
-    "TP2 recomputed": (Layout(tensor=2, recompute="full", max_tokens=128), "bfloat16", "tied", False, 4),
+    "one, frozen tower": (Layout(max_tokens=128), "bfloat16", "tied", True, 4, CLOSE),
+    "TP2PP2 uneven": (Layout(tensor=2, pipeline=2, stages=(3, 1), max_tokens=128), "bfloat16", "tied", False, 4, CLOSE),
+    "PP2VPP2": (Layout(pipeline=2, virtual=2, stages=(2, 1, 1, 0), max_tokens=128), "bfloat16", "untied", False, 4, CLOSE),
+    "DP2": (Layout(data=2, max_tokens=128), "float32", "untied", False, 4, CLOSE),
+    "CP2DP2, long row": (Layout(context=2, data=2, max_tokens=128), "float32", "tied", True, 1, LOOSE),
+    "DP2 selective": (Layout(data=2, recompute="selective", max_tokens=128), "bfloat16", "untied", False, 4, CLOSE),
+    "selective float32": (Layout(recompute="selective", max_tokens=128), "float32", "tied", False, 4, CLOSE),
+    "TP2 recomputed": (Layout(tensor=2, recompute="full", max_tokens=128), "bfloat16", "tied", False, 4, LOOSE),
 }
-"""Layout, dtype, checkpoint, frozen tower, rows that make 128 tokens."""
+"""Layout, dtype, checkpoint, frozen tower, rows that make 128 tokens, tolerance of activations."""
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_rank_allocates_what_is_stated(case: str, pool: RankPool, request: pytest.FixtureRequest) -> None:
-    """Bytes of weights, gradients, optimizer and reference to the byte; saved activations within `TOLERANCE`."""
-    layout, dtype, checkpoint, frozen, rows = CASES[case]
+    """Bytes of weights, gradients, optimizer and reference to the byte; saved activations within the tolerance."""
+    layout, dtype, checkpoint, frozen, rows, tolerance = CASES[case]
     path = str(request.getfixturevalue(f"{checkpoint}_checkpoint"))
     parallel: ParallelConfig = config_for(path, layout).parallel
     shape, compute = load_shape(path), Compute(dtype, layout.recompute, frozen)
@@ -52,7 +53,7 @@ def test_a_rank_allocates_what_is_stated(case: str, pool: RankPool, request: pyt
         own = [chunk for chunk in chunks(parallel, shape.decoder.layers) if chunk.rank == stage]
         estimates = [chunk_activations(shape, parallel, compute, chunk, load) for chunk in own]
         for saved, estimate in zip(found["saved"], estimates, strict=True):
-            assert estimate == pytest.approx(saved, rel=TOLERANCE), f"rank {rank}"
+            assert estimate == pytest.approx(saved, rel=tolerance), f"rank {rank}"
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
