@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-layouts test-engines check-megatron test-newest-megatron lint docs clean
+.PHONY: help setup setup-engines demo demo-smoke test test-unit test-distributed test-layouts test-engines test-gpu check-megatron test-newest-megatron lint docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -24,7 +24,7 @@ demo-smoke: setup ## The same in miniature, to see that everything works
 	$(BIN)/octopus-mcore train examples/digits_smoke.yaml
 
 test: setup ## All tests that need no engine environment
-	$(PYTEST) --ignore=tests/engines
+	$(PYTEST) --ignore=tests/engines --ignore=tests/gpu
 
 test-unit: setup ## Unit tests (under a minute)
 	$(PYTEST) tests/unit
@@ -37,6 +37,9 @@ test-layouts: setup ## Every valid layout of up to eight ranks in real runs (min
 
 test-engines: setup-engines ## Tests against real SGLang servers on the CPU
 	OCTOPUS_ENGINE_PYTHON=$(ENGINE_VENV)/bin/python $(PYTEST) tests/engines
+
+test-gpu: ## Tests that need a GPU with Transformer-Engine, in the environment of docs/installation-gpu.md (never run so far)
+	$(PYTEST) tests/gpu
 
 check-megatron: setup ## Hold every use of Megatron-Core against the sources of its newest release (seconds; downloads the wheel)
 	$(BIN)/python tools/check_megatron_api.py

@@ -29,10 +29,11 @@ from octopus_mcore.runtime.world import World
 SHAPES = {
     # layers, hidden, MLP, query heads, key-value heads, head, vocabulary, tied; tower: depth, hidden, MLP, heads, deepstack
     "tiny": (2, 64, 128, 4, 2, 16, 512, True, (2, 32, 64, 2, (0, 1))),
+    "small": (4, 256, 512, 8, 4, 32, 1024, False, (2, 64, 128, 2, (0, 1))),
     "2b": (28, 2048, 6144, 16, 8, 128, 151936, True, (24, 1024, 4096, 16, (5, 11, 17))),
     "8b": (36, 4096, 12288, 32, 8, 128, 151936, False, (27, 1152, 4304, 16, (8, 16, 24))),
 }
-"""Qwen3-VL's dense models, and one for trying a program out."""
+"""Qwen3-VL's dense models, and two for trying programs out: `small` has sides that every FP8 recipe takes."""
 
 _PATCH = 3 * 2 * 16 * 16
 
