@@ -129,6 +129,8 @@ def test_the_run_directory_holds_what_it_promises(smoke: FinishedRun) -> None:
         curves.load()
         assert curves.format == "PNG" and min(curves.size) > 200
         assert len(np.unique(np.asarray(curves.convert("L")))) > 10  # something is drawn
+    precision = dict(line.split("\t") for line in (directory.path / "precision.tsv").read_text().splitlines())
+    assert {"output_layer", "decoder.layers.0.mlp.linear_fc1"} < precision.keys() and set(precision.values()) == {"float32"}
     events = EventAccumulator(str(directory.tensorboard)).Reload()
     shown = {event.step: event.value for event in events.Scalars("train/reward")}
     written = {record["total_step"]: record["train/reward"] for record in smoke.records if "train/reward" in record}
