@@ -27,11 +27,22 @@ def is_finished(path: Path) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a finished checkpoint. Raises FileNotFoundError for any other folder."""
+    """The JSON part of a finished checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder is none.
+        ValueError: the part is damaged.
+    """
     file = path / STATE_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no finished checkpoint: it has no {STATE_FILE}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); the checkpoint is damaged") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds no JSON object; the checkpoint is damaged")
+    return state
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -50,6 +50,8 @@ def decoder_shape(
 
 def _check_heads(text: PretrainedConfig, where: str) -> None:
     heads, groups, size = text.num_attention_heads, text.num_key_value_heads, head_dim(text)
+    if groups < 1:
+        raise ValueError(f"{where}num_key_value_heads is {groups}; at least 1 is needed")
     if heads % groups:
         raise ValueError(f"{where}num_attention_heads={heads} is no multiple of {where}num_key_value_heads={groups}")
     if not getattr(text, "head_dim", None) and text.hidden_size % heads:
@@ -59,7 +61,13 @@ def _check_heads(text: PretrainedConfig, where: str) -> None:
 
 
 def head_dim(text: PretrainedConfig) -> int:
-    """Size of one attention head; configurations that do not say it mean hidden size ÷ heads."""
+    """Size of one attention head; configurations that do not say it mean hidden size ÷ heads.
+
+    Raises:
+        ValueError: there are no heads.
+    """
+    if text.num_attention_heads < 1:
+        raise ValueError(f"num_attention_heads is {text.num_attention_heads}; at least 1 is needed")
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 

@@ -120,9 +120,14 @@ class HFFolder:
         if not index.is_file():
             raise FileNotFoundError(f"{self.path}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither")
         try:
-            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{index}: expected a JSON object with a weight_map ({error!r})") from error
+        for name, file in shard_of.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{index}: weight_map names {file!r} for {name!r}, which is no file of this folder")
+        if not shard_of:
+            raise ValueError(f"{index}: weight_map names no tensor")
         files = sorted(set(shard_of.values()))
         absent = {file: name for name, file in reversed(shard_of.items()) if not (self.path / file).is_file()}
         if absent:

@@ -49,17 +49,22 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """
     size = file.stat().st_size
     header, start = _raw_header(file, size)
-    described = {name: part for name, part in header.items() if name != "__metadata__"}
+    try:
+        described = {
+            name: (part["dtype"], tuple(part["shape"]), int(part["data_offsets"][1]))
+            for name, part in header.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{file} is not a safetensors file: its header has another form ({error!r})") from error
     infos = {}
-    for name, part in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
-        if start + part["data_offsets"][1] > size:
-            wanted = start + max(other["data_offsets"][1] for other in described.values())
+    for name, (dtype, shape, end) in sorted(described.items(), key=lambda item: item[1][2]):
+        if start + end > size:
+            wanted = start + max(end for _, _, end in described.values())
             raise ValueError(f"{file} is cut off: it has {size} bytes of {wanted}, and {name!r} is not complete")
-        if part["dtype"] not in _DTYPES:
-            raise ValueError(
-                f"{file}: {name!r} is stored as {part['dtype']}; only {', '.join(_DTYPES)} are supported (quantised?)"
-            )
-        infos[name] = TensorInfo(tuple(part["shape"]), _DTYPES[part["dtype"]])
+        if dtype not in _DTYPES:
+            raise ValueError(f"{file}: {name!r} is stored as {dtype}; only {', '.join(_DTYPES)} are supported (quantised?)")
+        infos[name] = TensorInfo(shape, _DTYPES[dtype])
     return infos
 
 

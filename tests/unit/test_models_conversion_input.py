@@ -223,3 +223,53 @@ def test_blocks_that_do_not_fill_their_parameter(checkpoint: Path) -> None:
     metadata.state_dict_metadata["decoder.final_layernorm.weight"].chunks.clear()
     file.write_bytes(pickle.dumps(metadata))
     refused(megatron_to_hf, checkpoint, "decoder.final_layernorm.weight", "do not fill")
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [[], {UP: 1}, {UP: "../elsewhere.safetensors"}, {UP: "/elsewhere.safetensors"}],
+    ids=["list", "number", "above", "absolute"],
+)
+def test_an_index_that_names_no_files_of_the_folder(weight_map: object, folder: Path) -> None:
+    shard_of(folder, UP).rename(folder.parent / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    refused(hf_to_megatron, folder, "model.safetensors.index.json", "weight_map")
+
+
+@pytest.mark.parametrize("header", [[1], {UP: 1}, {UP: {"dtype": "F32", "shape": [1]}}], ids=["list", "number", "no place"])
+def test_a_header_of_another_form(header: object, folder: Path) -> None:
+    file, text = shard_of(folder, UP), json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    refused(hf_to_megatron, folder, str(file), "header")
+
+
+@pytest.mark.parametrize("field", ["num_attention_heads", "num_key_value_heads"])
+def test_sizes_that_are_none(field: str, folder: Path) -> None:
+    set_config(folder, **{field: 0})
+    refused(hf_to_megatron, folder, "config.json", field)
+
+
+def test_a_target_that_is_a_link_to_nothing(folder: Path) -> None:
+    """Seen before the work, not when the finished folder gets its name."""
+    (folder.parent / "target").symlink_to("nowhere")
+    before = sorted(folder.parent.iterdir())
+    with pytest.raises(FileExistsError, match="target exists"):
+        hf_to_megatron(folder, folder.parent / "target")
+    assert sorted(folder.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("content", ["", "[]"])
+def test_a_state_that_is_no_json_object(content: str, checkpoint: Path) -> None:
+    (checkpoint / STATE_FILE).write_text(content)
+    refused(megatron_to_hf, checkpoint, str(checkpoint / STATE_FILE))
+
+
+def test_a_description_that_is_damaged(checkpoint: Path) -> None:
+    """Whatever unpickling raises for it (here TypeError), and a parameter without its place in a file."""
+    file = checkpoint / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    file.write_bytes(b"cbuiltins\nint\n(]tR.")
+    refused(megatron_to_hf, checkpoint, str(file), "damaged")
+    metadata.storage_data.clear()
+    file.write_bytes(pickle.dumps(metadata))
+    refused(megatron_to_hf, checkpoint, str(file), "vision.tower")

@@ -105,7 +105,7 @@ class Draft:
         for folder, _, files in os.walk(self.path):
             for name in (*files, "."):
                 settle(Path(folder) / name)
-        if target.exists():
+        if os.path.lexists(target):
             raise FileExistsError(f"{target} has appeared meanwhile; the conversion is left in {self.path}")
         self.path.rename(target)
         settle(target.parent)
@@ -121,7 +121,7 @@ def draft_of(target: Path, plan: Mapping[str, Any], nbytes: int) -> Iterator[Dra
         FileExistsError: the target exists.
         ValueError: another conversion writes it, or the storage has too little room for `nbytes`.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise FileExistsError(f"{target} exists; nothing is overwritten: remove it or choose another place")
     path = target.with_name(f".{target.name}.partial")
     path.mkdir(parents=True, exist_ok=True)

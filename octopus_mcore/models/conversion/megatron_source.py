@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -123,7 +122,9 @@ class MegatronSource(Source):
         if sum(prod(chunk.sizes) for chunk in stored.chunks) != prod(shape):
             raise ValueError(f"{self.path}: the blocks of {key!r} do not fill its shape {list(shape)}")
         for chunk in stored.chunks:
-            info = self.metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+            info = self.metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
+            if info is None:
+                raise ValueError(f"{self.path / METADATA_FILE} does not say where a block of {key!r} lies; it is damaged")
             file = self.path / info.relative_path
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing; it holds a part of {key!r}")
@@ -149,6 +150,6 @@ class _Reader(FileSystemReader):
                 raise FileNotFoundError(f"{file} is missing: the checkpoint's description of its tensors")
             try:
                 self._description = super().read_metadata(*args, **kwargs)
-            except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+            except Exception as error:  # whatever unpickling makes of damaged bytes
                 raise ValueError(f"{file} cannot be read ({error!r}); the checkpoint is damaged") from error
         return self._description
