@@ -44,16 +44,6 @@ class World:
         return self.rank == 0
 
     @property
-    def is_first_stage(self) -> bool:
-        """True on ranks of the first pipeline stage."""
-        return self.pipeline_rank == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        """True on ranks of the last pipeline stage."""
-        return self.pipeline_rank == self.pipeline_size - 1
-
-    @property
     def is_replica_leader(self) -> bool:
         """True on the first rank of a data-parallel replica, where its rollout engine lives."""
         return self.leads_stage and self.pipeline_rank == 0

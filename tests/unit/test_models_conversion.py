@@ -180,6 +180,11 @@ def test_another_source_starts_anew(tmp_path: Path) -> None:
     change(origin, lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()})
     report = hf_to_megatron(origin, tmp_path / "target", SMALL_FILES)
     assert report.resumed_files == 0 and compare(open_source(origin), open_source(tmp_path / "target")).equal
+    with pytest.raises(Killed):
+        hf_to_megatron(origin, tmp_path / "other", SMALL_FILES, die)
+    config = json.loads((origin / "config.json").read_text())
+    (origin / "config.json").write_text(json.dumps(config | {"read otherwise": True}))  # heads, for instance, of equal shapes
+    assert hf_to_megatron(origin, tmp_path / "other", SMALL_FILES).resumed_files == 0
 
 
 def test_nothing_is_overwritten_and_nobody_disturbed(tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ class Source(ABC):
         return sum(info.size for info in self.tensors.values())
 
     def fingerprint(self) -> dict[str, object]:
-        """What tells whether the files are still the same ones."""
-        stats = {str(file.relative_to(self.path)): file.stat() for file in self.files()}
+        """What tells whether tensors and configuration are still the same ones."""
+        files = [*self.files(), self.companions / "config.json"]
+        stats = {str(file.relative_to(self.path)): file.stat() for file in files}
         return {"path": str(self.path.resolve()), "files": {n: [s.st_size, s.st_mtime_ns] for n, s in stats.items()}}
 
     @cached_property
