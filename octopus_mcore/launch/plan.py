@@ -29,6 +29,8 @@ def cost_text(config: Config, world_size: int | None = None) -> str:
     lines = [*cost_lines(model, _plan(config, world_size))]
     if config.model.layer_spec != "local":
         lines.append(f"The numbers are those of layer_spec local in {config.model.dtype}; others save and hold other things.")
+    if share := max((phase.optimizer.offload for phase in config.phases.values()), default=0.0):
+        lines.append(f"With optimizer.offload={share:g} that share of the optimizer's bytes is the host's, not the device's.")
     return title + "\n".join(lines) + "\n"
 
 

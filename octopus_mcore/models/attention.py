@@ -25,11 +25,10 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from octopus_mcore.models.context import ALL_TOKENS, ContextShare, gather_tokens, gathered_places
+from octopus_mcore.models.limits import MAX_MASKED_PAIRS
 
 _MAX_PADDED_AREA = 1.5625
 """A padded batch may compute so many times the query-key pairs that its nodes have: a quarter more in each direction."""
-_MAX_MASKED_PAIRS = 2**24
-"""No mask is larger than this (a byte a pair, in every layer): longer nodes of different sizes do not share a batch."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _similar_nodes(nodes: list[Node]) -> Iterator[list[Node]]:
             if (
                 bool(node.ancestors) != bool(batch[0].ancestors)
                 or padded > _MAX_PADDED_AREA * (used + size)
-                or (masked and padded > _MAX_MASKED_PAIRS)
+                or (masked and padded > MAX_MASKED_PAIRS)
             ):
                 yield batch
                 batch, used = [], 0

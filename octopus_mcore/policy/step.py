@@ -20,7 +20,7 @@ from megatron.core.utils import get_attr_wrapped_model
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.context import ContextShare, spread_values
-from octopus_mcore.models.costs.activations import HEAD_CHUNK_TOKENS
+from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.interleaved import interleaved_arguments
 from octopus_mcore.policy.role import Role

@@ -104,6 +104,14 @@ def test_the_dry_run_tells_costs_of_a_checkpoint_that_is_there(tmp_path: Path) -
     assert "vision tower" in output and "micro-batches of 256 tokens in rows of 80" in output
 
 
+def test_bytes_that_move_to_the_host_are_told(tmp_path: Path) -> None:
+    tiny_config(tied=True).save_pretrained(tmp_path / "model")
+    content = tree()
+    content["model"] = {"path": str(tmp_path / "model"), "dtype": "bfloat16"}
+    _, output = dry_run(write(tmp_path, content), "batch.max_tokens_per_micro_batch=256", "optimizer.offload=1")
+    assert "With optimizer.offload=1 that share of the optimizer's bytes is the host's" in output
+
+
 def test_costs_of_a_model_that_is_made_later_are_not_known(tmp_path: Path) -> None:
     code, output = dry_run(write(tmp_path))
     assert code == 0 and output.endswith("Costs\n-----\nnot known before the model is made\n")

@@ -207,6 +207,14 @@ def test_a_tower_for_another_decoder_is_refused(family: str, tmp_path: Path) -> 
         read(tmp_path, content)
 
 
+@pytest.mark.parametrize("family", VISION)
+def test_a_vision_family_without_its_towers_configuration_is_refused(family: str, tmp_path: Path) -> None:
+    """Transformers would take the tower of another size."""
+    content = {key: value for key, value in PUBLISHED_FILES[EXAMPLES[family]].items() if key != "vision_config"}
+    with pytest.raises(ValueError, match=r"config\.json: vision_config is missing"):
+        read(tmp_path, content)
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_moe", "qwen2_vl", "llama", "qwen9_vl", None])
 def test_other_families_are_refused_with_those_that_are_known(model_type: str | None, tmp_path: Path) -> None:
     """Whether Transformers knows the family or not."""

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.layout import Chunk, Compute, chunks
+from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS, MAX_MASKED_PAIRS
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
 
-HEAD_CHUNK_TOKENS = 1024
-"""Tokens whose logits the token head makes at a time."""
 _INDEX = 8
 """Bytes of an int64."""
-_MAX_MASKED_PAIRS = 2**24
-"""No attention mask has more: longer stretches go without one (`models.attention`; torch makes it on the CPU all the same)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def _attention(shape: DecoderShape, parallel: ParallelConfig, compute: Compute, 
         return mine * (each + (query + key) * size)
     nodes = _nodes(parallel.context, load)
     keys = sum(count for _, count in nodes)
-    masks = min(sum(queries * count for queries, count in nodes if queries < count), _MAX_MASKED_PAIRS)
+    masks = min(sum(queries * count for queries, count in nodes if queries < count), MAX_MASKED_PAIRS)
     return mine * (each + 4 * query * size + 4 * heads + 2 * _INDEX) + (keys * 4 * key + masks) * size
 
 

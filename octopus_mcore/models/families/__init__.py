@@ -43,7 +43,11 @@ def load_shape(path: str | PathLike) -> ModelShape:
     if not file.is_file():
         raise FileNotFoundError(f"{path}: expected a Hugging Face checkpoint folder, found no config.json in it")
     try:
-        family = _named(json.loads(file.read_text(encoding="utf-8")).get("model_type"))  # Transformers knows more of them
+        written = json.loads(file.read_text(encoding="utf-8"))
+        family = _named(written.get("model_type"))  # Transformers knows more of them
+        if family.vision_tower is not None and "vision_config" not in written:
+            # Transformers would take the defaults of another size.
+            raise ValueError("vision_config is missing: the configuration is not a complete one of this family")
         hf = AutoConfig.from_pretrained(str(path))
         require({"quantization_config": (getattr(hf, "quantization_config", None), None)})
         return family.shape(hf)
