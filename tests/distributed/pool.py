@@ -7,6 +7,7 @@ every process joins and leaves its own world in it.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import time
@@ -88,3 +89,5 @@ def _serve(pipe: Connection) -> None:
             pipe.send((False, function(*args, **kwargs)))
         except BaseException:
             pipe.send((True, traceback.format_exc()))
+        # A model's reference cycles keep its process groups, and each group's threads wake up a hundred times a second.
+        gc.collect()
