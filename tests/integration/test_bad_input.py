@@ -90,17 +90,19 @@ def test_a_batch_that_does_not_divide(tree: dict[str, Any], tmp_path: Path) -> N
     assert_refused(refused, tmp_path, *names)
 
 
-@pytest.mark.parametrize(("key", "divided"), [("tensor", "num_attention_heads=2"), ("pipeline", "num_hidden_layers=4")])
-def test_a_layout_that_does_not_divide_the_model(tree: dict[str, Any], tmp_path: Path, key: str, divided: str) -> None:
-    assert_refused(train(tmp_path, tree, f"parallel.{key}=3"), tmp_path, f"parallel.{key}=3", divided)
+@pytest.mark.parametrize(
+    ("layout", "number"), [("parallel.tensor=3", "num_attention_heads=2"), ("parallel.pipeline=5", "num_hidden_layers=4")]
+)
+def test_a_layout_that_does_not_fit_the_model(tree: dict[str, Any], tmp_path: Path, layout: str, number: str) -> None:
+    assert_refused(train(tmp_path, tree, layout), tmp_path, layout, number)
 
 
-def test_a_layout_that_does_not_divide_a_model_that_is_yet_to_be_made(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_layout_that_does_not_fit_a_model_that_is_yet_to_be_made(tree: dict[str, Any], tmp_path: Path) -> None:
     """Here the ranks have been started before anybody can know; their error arrives as one message all the same."""
     options = {"heads": 2, "kv_heads": 1, "digits": 2}
     create = {"target": "octopus_mcore.data.digits.checkpoint:create_checkpoint", "options": options}
     tree["model"] |= {"path": "made", "create": create}
-    assert_refused(train(tmp_path, tree, "parallel.tensor=2"), tmp_path, "parallel.tensor=2", "1 key-value heads")
+    assert_refused(train(tmp_path, tree, "parallel.tensor=3"), tmp_path, "parallel.tensor=3", "num_attention_heads=2")
 
 
 @pytest.mark.parametrize("token", ["<think>", "<|image_pad|>"])
