@@ -242,6 +242,9 @@ class BatchConfig(Section):
 
     max_tokens_per_micro_batch: int = Field(default=8192, ge=1)
     """Token budget of one packed micro-batch; a row longer than this is an error."""
+    share_prefixes: bool = True
+    """Compute what rows of a micro-batch have in common from their beginning (prompt, images, first attempt) once, as a prefix
+    tree; the results are those of separate rows. Turned off, every row is computed whole."""
 
 
 class PhaseBase(Section):

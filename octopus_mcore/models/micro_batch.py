@@ -27,21 +27,22 @@ class MicroBatch:
     """Flat tokens of causal rows, packed rows or prefix trees alike.
 
     `token_ids` int64 [S]; `position_ids` int64 [3, S] (M-RoPE: temporal, height, width); `subtree_end` int32 [S] on the host:
-    token q attends to token k iff `k ≤ q < subtree_end[k]`. `row_nodes` gives, for each row, its path of node numbers, nodes
-    being the maximal stretches of equal `subtree_end` in order.
+    token q attends to token k iff `k ≤ q < subtree_end[k]`. S is a multiple of `Config.token_multiple`; the last `padding` tokens
+    stand there as a row of their own that nothing selects.
 
-    `selected` int64 [T] are flat positions whose hidden state predicts the token `targets` [T]; `selected_row` [T] is the row
-    that each belongs to. S is a multiple of `Config.token_multiple`; padding stands at the end as a row of its own that
-    nothing selects.
+    `selected` int64 [T] are flat positions whose hidden state predicts the token `targets` [T]; a prediction that several rows
+    have in common stands there once. The row view is gathered from them: entry u of U belongs to row `gathered_row[u]` and is
+    prediction `gathered[u]` (both int64 [U], row by row).
     """
 
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     subtree_end: torch.Tensor
-    row_nodes: tuple[tuple[int, ...], ...]
+    padding: int
     selected: torch.Tensor
     targets: torch.Tensor
-    selected_row: torch.Tensor
+    gathered: torch.Tensor
+    gathered_row: torch.Tensor
     images: Images | None = None
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from octopus_mcore.models.context import ContextShare
 from octopus_mcore.models.families import family_of
 from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.layer_spec import decoder_spec
-from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.models.micro_batch import Images, MicroBatch
 from octopus_mcore.models.rotary import rotary_angles
 from octopus_mcore.models.vision import VisionTower
 
@@ -57,19 +57,19 @@ class PolicyModel(GPTModel):
             tower = family_of(shape.hf).vision_tower(shape.hf)
             self.vision = VisionTower(tower, shape, config.params_dtype, freeze_vision, config.sequence_parallel)
 
-    def forward(self, batch: MicroBatch, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, batch: MicroBatch, visual: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of the micro-batch on this rank.
 
         Args:
             batch: the tokens, the same on every rank of the replica.
-            pixel_values: [patches, patch features] of `batch.images` in order; read on the first stage only.
+            visual: what `self.vision` makes of `batch.images`, [1 + levels, visual tokens, hidden]; read on the first stage only.
         """
         hidden = context = positions = None
         own = ContextShare.here().tokens(len(batch)).to(batch.token_ids.device)
         if self.pre_process:
             hidden = self.embedding(input_ids=batch.token_ids[None, own], position_ids=None)
             if batch.images is not None:
-                hidden, context, positions = self._place_images(hidden, batch, pixel_values)
+                hidden, context, positions = self._place_images(hidden, batch.images, visual, len(batch))
         decoder = self.shape.decoder
         angles = rotary_angles(batch.position_ids[:, own], decoder.rope_theta, decoder.rope_channels)
         return self.decoder(
@@ -87,19 +87,18 @@ class PolicyModel(GPTModel):
         )
 
     def _place_images(
-        self, hidden: torch.Tensor, batch: MicroBatch, pixel_values: torch.Tensor
+        self, hidden: torch.Tensor, images: Images, features: torch.Tensor, length: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Puts visual features at their placeholders; also returns the deepstack features [levels, V, hidden] and positions [V]
         of the visual tokens that live on this rank.
 
         The index operations run on empty selections as well: every rank must reach the gather's backward pass.
         """
-        features = self.vision(pixel_values, batch.images.grid_thw)
-        held, places = ContextShare.here().locate(batch.images.positions, len(batch))
+        held, places = ContextShare.here().locate(images.positions, length)
         local = hidden.shape[0]
         start = local * parallel_state.get_tensor_model_parallel_rank() if self.config.sequence_parallel else 0
         here = (places >= start) & (places < start + local)
         positions = places[here] - start
-        mine = features.index_select(1, batch.images.features[held][here])
+        mine = features.index_select(1, images.features[held][here])
         hidden = hidden.index_copy(0, positions, mine[0].unsqueeze(1).to(hidden.dtype))
         return hidden, mine[1:], positions

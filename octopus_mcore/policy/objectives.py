@@ -31,7 +31,7 @@ def measure(
     numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
 ) -> tuple[torch.Tensor, dict[int, np.ndarray]]:
     """Hands the log-probs back, row by row: record {row number: float32 [selected tokens]}."""
-    rows = batch.selected_row.cpu().numpy()
+    rows = batch.gathered_row.cpu().numpy()
     values = log_probs.detach().float().cpu().numpy()
     return log_probs.sum() * 0.0, {number: values[rows == index] for index, number in enumerate(numbers)}
 
@@ -73,7 +73,7 @@ class PolicyObjective:
             chosen = [value[self.selections[number]] for value, number in zip(values, numbers, strict=True)]
             return torch.from_numpy(np.concatenate([*chosen, np.zeros(0, dtype=np.float32)])).to(device, dtype)
 
-        common = {"log_probs": log_probs, "row_index": batch.selected_row, "num_rows": len(rows)}
+        common = {"log_probs": log_probs, "row_index": batch.gathered_row, "num_rows": len(rows)}
         loss, stats = policy_loss(
             self._config,
             **common,

@@ -25,10 +25,11 @@ from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, Supervi
 from octopus_mcore.policy.offload import check_offload
 from octopus_mcore.policy.optimizer_state import distributed_parts
 from octopus_mcore.policy.packing import plan_micro_batches
+from octopus_mcore.policy.prefixes import prefix_order, row_order
 from octopus_mcore.policy.residence import Part, Residence
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
 from octopus_mcore.policy.rows import Row
-from octopus_mcore.policy.step import HeadSettings, Pass, TokenFunction, run_pass
+from octopus_mcore.policy.step import HeadSettings, Pass, PlannedRows, TokenFunction, run_pass
 from octopus_mcore.runtime.world import World
 
 
@@ -165,16 +166,18 @@ class Policy:
         return records
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
+        order = prefix_order(rows) if self._config.batch.share_prefixes else row_order(rows)
         plan = plan_micro_batches(
-            [len(row) for row in rows],
+            [len(rows[number]) for number in order.rows],
             self._config.batch.max_tokens_per_micro_batch,
             self._world.data_size,
             multiple_of=self._config.token_multiple,
-            names=[row.name for row in rows],
+            names=[rows[number].name for number in order.rows],
             # What the interleaved schedule runs at a time.
             rounds_of=self._world.pipeline_size if len(self.main.chunks) > 1 else 1,
         )
-        return Pass(rows, selections, plan[self._world.data_rank], self._config.token_multiple)
+        planned = [PlannedRows(*order.pick(places)) for places in plan[self._world.data_rank]]
+        return Pass(rows, selections, planned, self._config.token_multiple)
 
     def _gradient_buffers(self) -> Iterator[torch.Tensor]:
         for chunk in self.main.trained:

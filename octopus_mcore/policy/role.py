@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -95,7 +95,6 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, fp8_param_gather=megatron.fp8_param
     )
     wrapped = tuple(DistributedDataParallel(megatron, parallel, chunk) for chunk in chunks)
-    megatron.finalize_model_grads_func = finalize_model_grads
     # The interleaved schedule takes one for each chunk, the others a single one.
     megatron.no_sync_func = wrapped[0].no_sync if len(wrapped) == 1 else [part.no_sync for part in wrapped]
     return Role(name, shape, entries, chunks, wrapped)

@@ -1,11 +1,8 @@
-"""The row view of groups: prompt and response as one sequence, and their packing into a MicroBatch.
-
-Rows are one of the two views that groups allow (the other is the prefix tree); a MicroBatch holds either.
-"""
+"""The row view of groups: prompt and response as one sequence, and how rows become a MicroBatch, packed or as a prefix tree."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,14 +44,22 @@ def row_of(prompt: Prompt, response: Sequence[int]) -> Row:
     return Row(prompt.uid, tokens, len(prompt.token_ids), prompt.images)
 
 
-def pack_rows(rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size: int, multiple_of: int = 1) -> MicroBatch:
-    """Packs rows one behind the other without padding between them.
+def pack_rows(
+    rows: Sequence[Row],
+    selections: Sequence[np.ndarray],
+    merge_size: int,
+    multiple_of: int = 1,
+    shared: Sequence[int] | None = None,
+) -> MicroBatch:
+    """Lays rows one behind the other without padding between them, each without what it shares with the row before it.
 
     Args:
         rows: may be empty (a micro-batch that only keeps pipeline and data-parallel ranks in step).
         selections: for each row, bool [response length]: the response tokens whose log-prob is wanted.
         merge_size: spatial merge size of the vision tower.
         multiple_of: the flat length is padded to a multiple of this with a row that nothing selects.
+        shared: for each row, how many leading tokens and images it has in common with the row before it and does not repeat
+            (`PrefixOrder.pick`): the rows then make a prefix tree. By default none: packed rows.
 
     Raises:
         ValueError: a selection has another length than its row's response.
@@ -64,45 +69,66 @@ def pack_rows(rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size:
             raise ValueError(
                 f"row {row.name}: the selection has {len(chosen)} entries for {row.response_length} response tokens"
             )
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    total = max(int(ends[-1]) if len(rows) else 0, 1)
-    padded = -(-total // multiple_of) * multiple_of
-    padding = padded - (int(ends[-1]) if len(rows) else 0)
-    tokens = np.concatenate([*(row.token_ids for row in rows), np.zeros(padding, dtype=np.int64)])
-    positions = [mrope_positions(len(row), row.images, merge_size) for row in rows]
-    positions.append(np.tile(np.arange(padding), (3, 1)))
-    subtree_end = np.repeat(np.append(ends, padded), np.append(lengths, padding)).astype(np.int32)
-    starts = ends - lengths
-    targets = [
-        start + row.prompt_length + np.flatnonzero(chosen) for start, row, chosen in zip(starts, rows, selections, strict=True)
-    ]
-    flat_targets = np.concatenate([*targets, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+    shared = shared or [0] * len(rows)
+    paths, subtree_end, used = _paths(rows, shared)
+    length = -(-max(used, 1) // multiple_of) * multiple_of
+    padding = length - used
+    own = list(zip(rows, shared, strict=True))
+    tokens = np.concatenate([*(row.token_ids[first:] for row, first in own), np.zeros(padding, dtype=np.int64)])
+    positions = [mrope_positions(len(row), row.images, merge_size)[:, first:] for row, first in own]
+    chosen = [row.prompt_length + np.flatnonzero(selection) for row, selection in zip(rows, selections, strict=True)]
+    # A token has one place, so its place names the prediction that rows have in common.
+    targets = _joined(path[places] for path, places in zip(paths, chosen, strict=True))
+    before = _joined(path[places - 1] for path, places in zip(paths, chosen, strict=True))
+    distinct, example, gathered = np.unique(targets, return_index=True, return_inverse=True)
     return MicroBatch(
         token_ids=torch.from_numpy(tokens),
-        position_ids=torch.from_numpy(np.concatenate(positions, axis=1)),
-        subtree_end=torch.from_numpy(subtree_end),
-        row_nodes=tuple((index,) for index in range(len(rows))),
-        selected=torch.from_numpy(flat_targets - 1),
-        targets=torch.from_numpy(tokens[flat_targets]),
-        selected_row=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(target) for target in targets])),
-        images=_images(rows, starts),
+        position_ids=torch.from_numpy(np.concatenate([*positions, np.tile(np.arange(padding), (3, 1))], axis=1)),
+        subtree_end=torch.from_numpy(np.append(subtree_end, np.full(padding, length)).astype(np.int32)),
+        padding=padding,
+        selected=torch.from_numpy(before[example]),
+        targets=torch.from_numpy(tokens[distinct]),
+        gathered=torch.from_numpy(gathered),
+        gathered_row=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(places) for places in chosen])),
+        images=_images(own, paths),
     )
 
 
-def _images(rows: Sequence[Row], starts: np.ndarray) -> Images | None:
-    """The distinct images of the rows, each once, in order of first use."""
+def _paths(rows: Sequence[Row], shared: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray, int]:
+    """For each row the flat places of all its tokens, int64 [length of the row]; the subtree ends of the flat tokens; and their
+    number."""
+    paths: list[np.ndarray] = []
+    used = sum(len(row) - first for row, first in zip(rows, shared, strict=True))
+    subtree_end = np.full(used, used)
+    start, path = 0, np.zeros(0, dtype=np.int64)
+    for row, first in zip(rows, shared, strict=True):
+        subtree_end[path[first:]] = start  # what the last row had and this one has not ends here
+        path = np.concatenate([path[:first], start + np.arange(len(row) - first)])
+        start += len(row) - first
+        paths.append(path)
+    return paths, subtree_end, used
+
+
+def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([*parts, np.zeros(0, dtype=np.int64)])
+
+
+def _images(own: Sequence[tuple[Row, int]], paths: Sequence[np.ndarray]) -> Images | None:
+    """The distinct images of the rows, each once, in order of first use, and where the placeholders of each row's own tokens
+    are."""
     first_feature: dict[str, int] = {}
     grids: list[tuple[int, int, int]] = []
     used = 0
     positions, features = [], []
-    for row, start in zip(rows, starts, strict=True):
+    for (row, first), path in zip(own, paths, strict=True):
         for image in row.images:
+            if image.offset < first:
+                continue
             if image.key not in first_feature:
                 first_feature[image.key] = used
                 grids.append(image.grid_thw)
                 used += image.num_tokens
-            positions.append(start + image.offset + np.arange(image.num_tokens))
+            positions.append(path[image.offset : image.offset + image.num_tokens])
             features.append(first_feature[image.key] + np.arange(image.num_tokens))
     if not grids:
         return None
@@ -114,14 +140,19 @@ def _images(rows: Sequence[Row], starts: np.ndarray) -> Images | None:
     )
 
 
-def pixel_values(images: Images, lookup: Mapping[str, ProcessedImage]) -> torch.Tensor:
-    """Patches of the images in order, float32 [patches, patch features].
+def pixel_values(keys: Sequence[str], grid_thw: torch.Tensor, lookup: Mapping[str, ProcessedImage]) -> torch.Tensor:
+    """Patches of images in order, float32 [patches, patch features].
+
+    Args:
+        keys: of the images.
+        grid_thw: int64 [images, 3], the grids that their tokens were expanded for.
+        lookup: the image store.
 
     Raises:
         ValueError: the store's grid of an image differs from the one its tokens were expanded for.
     """
     patches = []
-    for key, grid in zip(images.keys, images.grid_thw.tolist(), strict=True):
+    for key, grid in zip(keys, grid_thw.tolist(), strict=True):
         image = lookup[key]
         if list(image.grid_thw) != grid:
             raise ValueError(
@@ -147,6 +178,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
         position_ids=batch.position_ids.to(device),
         selected=batch.selected.to(device),
         targets=batch.targets.to(device),
-        selected_row=batch.selected_row.to(device),
+        gathered=batch.gathered.to(device),
+        gathered_row=batch.gathered_row.to(device),
         images=images,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.utils import get_attr_wrapped_model
@@ -24,13 +25,14 @@ from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.interleaved import interleaved_arguments
 from octopus_mcore.policy.role import Role
-from octopus_mcore.policy.rows import Row, pack_rows, pixel_values, to_device
+from octopus_mcore.policy.rows import Row, pack_rows, to_device
 from octopus_mcore.policy.token_head import selected_log_probs
+from octopus_mcore.policy.visual import PassFeatures
 from octopus_mcore.runtime.world import World
 
 TokenFunction = Callable[[Sequence[int], MicroBatch, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, Any]]
-"""(row numbers of the micro-batch, the micro-batch, log-probs [T], entropies [T] without gradient or None) → (summed loss
-already divided by its global denominator, a record to hand back)."""
+"""(row numbers of the micro-batch, the micro-batch, log-probs [U] row by row, entropies [U] without gradient or None) → (summed
+loss already divided by its global denominator, a record to hand back)."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,22 @@ class HeadSettings:
 
 
 @dataclass(frozen=True)
+class PlannedRows:
+    """A micro-batch to be: row numbers in the order of their prefix tree, and how many leading tokens each has in common with the
+    one before it (`PrefixOrder.pick`)."""
+
+    numbers: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Pass:
-    """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches of row numbers,
-    and what their lengths are padded to a multiple of (`Config.token_multiple`)."""
+    """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches, and what their
+    lengths are padded to a multiple of (`Config.token_multiple`)."""
 
     rows: Sequence[Row]
     selections: Sequence[np.ndarray]
-    micro_batches: Sequence[Sequence[int]]
+    micro_batches: Sequence[PlannedRows]
     multiple_of: int
 
 
@@ -69,9 +80,12 @@ def run_pass(
     schedule = get_forward_backward_func()
     iterators = [_batches(work, role.shape.merge_size, world) for _ in role.chunks]
     interleaved = len(role.chunks) > 1
+    features = _features(role, work, images, world)
+    # The schedules call it behind their last backward pass.
+    role.megatron.finalize_model_grads_func = partial(_finalize, features)
     with torch.set_grad_enabled(not forward_only):
         return schedule(
-            forward_step_func=partial(_forward_step, role, head, function, images, world),
+            forward_step_func=partial(_forward_step, role, head, function, features),
             data_iterator=iterators if interleaved else iterators[0],
             model=role.scheduled,
             num_microbatches=len(work.micro_batches),
@@ -83,34 +97,51 @@ def run_pass(
 
 
 def _batches(work: Pass, merge_size: int, world: World) -> Iterator[tuple[Sequence[int], MicroBatch]]:
-    for numbers in work.micro_batches:
-        rows, selections = [work.rows[i] for i in numbers], [work.selections[i] for i in numbers]
-        yield numbers, to_device(pack_rows(rows, selections, merge_size, work.multiple_of), world.device)
+    for planned in work.micro_batches:
+        rows, selections = [work.rows[i] for i in planned.numbers], [work.selections[i] for i in planned.numbers]
+        yield planned.numbers, to_device(pack_rows(rows, selections, merge_size, work.multiple_of, planned.shared), world.device)
+
+
+def _features(role: Role, work: Pass, images: Mapping[str, ProcessedImage], world: World) -> PassFeatures | None:
+    """On ranks that hold the vision tower."""
+    first = role.chunks[0]
+    if not first.pre_process or role.shape.vision is None:
+        return None
+    rows = [[work.rows[i] for i in planned.numbers] for planned in work.micro_batches]
+    return PassFeatures(first.vision, rows, images, world.device)
+
+
+def _finalize(features: PassFeatures | None, *arguments: Any, **named: Any) -> None:
+    """What the images of several micro-batches still owe the tower, then Megatron's sums over ranks."""
+    if features is not None:
+        features.backward()
+    finalize_model_grads(*arguments, **named)
 
 
 def _forward_step(
     role: Role,
     head: HeadSettings,
     function: TokenFunction,
-    images: Mapping[str, ProcessedImage],
-    world: World,
+    features: PassFeatures | None,
     iterator: Iterator[tuple[Sequence[int], MicroBatch]],
     chunk: torch.nn.Module,
 ) -> tuple[torch.Tensor, Callable]:
     numbers, batch = next(iterator)
-    pixels = None
+    visual = None
     if batch.images is not None and get_attr_wrapped_model(chunk, "pre_process"):
-        pixels = pixel_values(batch.images, images).to(world.device)
-    return chunk(batch, pixels), partial(_finish, role, head, function, numbers, batch)
+        visual = features.of(batch.images)
+    return chunk(batch, visual), partial(_finish, role, head, function, numbers, batch)
 
 
 def _finish(
     role: Role, head: HeadSettings, function: TokenFunction, numbers: Sequence[int], batch: MicroBatch, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """The schedule's loss function. With `calculate_per_token_loss` and a token count of 0, neither the schedule nor DDP nor
-    the final gradient scaling divides by anything: the loss is already normalised."""
+    """The schedule's loss function: the row view of the log-probs goes to the token function. With `calculate_per_token_loss`
+    and a token count of 0, neither the schedule nor DDP nor the final gradient scaling divides by anything: the loss is already
+    normalised."""
     log_probs, entropy = _selected(role, head, batch, hidden.squeeze(1))
-    loss, record = function(numbers, batch, log_probs, None if entropy is None else entropy.detach())
+    entropy = None if entropy is None else entropy.detach()[batch.gathered]
+    loss, record = function(numbers, batch, log_probs[batch.gathered], entropy)
     return loss, torch.zeros((), dtype=torch.int, device=hidden.device), record
 
 

@@ -92,7 +92,7 @@ def _saved(chunk: PolicyModel, batch: TinyBatch, layout: Layout, multiple: int, 
     packed = pack_rows(batch.rows, batch.selections, 2, multiple)
     pixels = None
     if chunk.pre_process:
-        pixels = pixel_values(packed.images, batch.images)
+        pixels = pixel_values(packed.images.keys, packed.images.grid_thw, batch.images)
     else:
         share = len(packed) // layout.context // layout.tensor
         size = (share, 1, chunk.config.hidden_size)
@@ -104,7 +104,7 @@ def _saved(chunk: PolicyModel, batch: TinyBatch, layout: Layout, multiple: int, 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = chunk(packed, pixels)
+        output = chunk(packed, None if pixels is None else chunk.vision(pixels, packed.images.grid_thw))
     assert output.requires_grad
     known = own.keys() | _storages(value for value in vars(packed).values() if isinstance(value, torch.Tensor)).keys()
     return sum(size for key, size in _storages(kept.values()).items() if key not in known)

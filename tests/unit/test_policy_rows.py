@@ -67,7 +67,7 @@ def test_rows_stand_one_behind_the_other_and_padding_is_a_row_of_its_own(batch, 
     ends = [*starts[1:], *([len(packed)] if len(packed) > used else [])]
     nodes = tree_nodes(packed.subtree_end.numpy())
     assert [(node.end, node.ancestors) for node in nodes] == [(end, ()) for end in ends]
-    assert packed.row_nodes == tuple((index,) for index in range(len(batch.rows)))
+    assert packed.padding == len(packed) - used
 
 
 @settings(deadline=None, max_examples=40)
@@ -86,7 +86,7 @@ def test_positions_start_anew_with_every_row(batch, multiple):
 @given(BATCHES, MULTIPLES)
 def test_a_selected_position_predicts_its_target_from_the_token_before(batch, multiple):
     packed, starts = pack(batch, multiple), starts_of(batch)
-    rows = packed.selected_row.tolist()
+    rows = packed.gathered_row.tolist()
     found: list[list[tuple[int, int]]] = [[] for _ in batch.rows]
     for row, selected, target in zip(rows, packed.selected.tolist(), packed.targets.tolist(), strict=True):
         found[row].append((selected - starts[row] + 1 - batch.rows[row].prompt_length, target))
@@ -117,7 +117,7 @@ def test_every_placeholder_gets_its_own_images_feature_and_an_image_comes_once(b
     features = [(key, place) for key, size in zip(images.keys, sizes, strict=True) for place in range(size)]
     placed = zip(images.positions.tolist(), images.features.tolist(), strict=True)
     assert {position: features[feature] for position, feature in placed} == wanted
-    pixels = pixel_values(images, batch.images)
+    pixels = pixel_values(images.keys, images.grid_thw, batch.images)
     expected = np.concatenate([batch.images[key].pixel_values for key in images.keys])
     assert pixels.dtype == torch.float32
     np.testing.assert_array_equal(pixels, expected)
@@ -137,8 +137,8 @@ def test_a_micro_batch_without_rows_is_padding_that_nothing_selects(multiple, le
     packed = pack_rows([], [], MERGE, multiple)
     assert len(packed) == length and packed.position_ids.shape == (3, length)
     assert packed.subtree_end.tolist() == [length] * length
-    assert packed.row_nodes == () and packed.images is None
-    for indices in (packed.selected, packed.targets, packed.selected_row):
+    assert packed.padding == length and packed.images is None
+    for indices in (packed.selected, packed.targets, packed.gathered, packed.gathered_row):
         assert indices.shape == (0,) and indices.dtype == torch.int64
 
 
@@ -148,15 +148,16 @@ def test_an_image_of_another_grid_than_its_tokens_is_refused():
     frames, rows, columns = batch.images[key].grid_thw
     turned = ProcessedImage(batch.images[key].pixel_values, (frames, columns, rows + 2))
     with pytest.raises(ValueError, match=rf"image {key}: .* grid \[1, {rows}, {columns}\], but the store holds \(1, "):
-        pixel_values(pack(batch).images, {**batch.images, key: turned})
+        images = pack(batch).images
+        pixel_values(images.keys, images.grid_thw, {**batch.images, key: turned})
 
 
 def test_on_the_device_subtree_ends_stay_on_the_host():
     batch = pack(tiny_batch(0, (0, 1)))
     moved = to_device(batch, torch.device("meta"))
     assert moved.subtree_end is batch.subtree_end
-    assert (moved.row_nodes, moved.images.keys) == (batch.row_nodes, batch.images.keys)
-    for name in ("token_ids", "position_ids", "selected", "targets", "selected_row"):
+    assert (moved.padding, moved.images.keys) == (batch.padding, batch.images.keys)
+    for name in ("token_ids", "position_ids", "selected", "targets", "gathered", "gathered_row"):
         assert getattr(moved, name).device.type == "meta", name
     for name in ("grid_thw", "positions", "features"):
         assert getattr(moved.images, name).device.type == "meta", name

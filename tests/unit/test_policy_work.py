@@ -44,10 +44,11 @@ def test_a_tree_attends_to_its_paths_only() -> None:
         token_ids=torch.zeros(11, dtype=torch.int64),
         position_ids=torch.zeros((3, 11), dtype=torch.int64),
         subtree_end=torch.tensor(end, dtype=torch.int32),
-        row_nodes=((0, 1, 2), (0, 1, 3), (0, 4)),
+        padding=1,
         selected=torch.tensor([4, 5]),
         targets=torch.tensor([0, 0]),
-        selected_row=torch.tensor([0, 1]),
+        gathered=torch.tensor([0, 1]),
+        gathered_row=torch.tensor([0, 1]),
     )
     work = micro_batch_work(batch)
     prompt, first, corrections, second = 6, 2 * 3 + 3, (5 + 1) + (2 * 5 + 3), 2 * 3 + 3
