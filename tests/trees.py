@@ -17,8 +17,8 @@ def tree_batch(
     """One group for each entry of `image_counts` (the images of its prompt; the last group takes over the image before it).
 
     A group has `corrections` rows: a first attempt of `firsts` and a correction each, of up to `longest` tokens; besides them a
-    repetition of its first row and a row that ends where the first attempt does. Rows come in random order and selections differ
-    from row to row, also on tokens that rows have in common."""
+    repetition of its first row and a row that ends where the first attempt does. Rows come in random order and selections
+    differ from row to row, also on tokens that rows have in common."""
     draw = numpy_generator(seed, "tree batch")
     prompts = tiny_batch(seed, image_counts)
     rows: list[Row] = []

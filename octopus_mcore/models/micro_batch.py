@@ -27,8 +27,8 @@ class MicroBatch:
     """Flat tokens of causal rows, packed rows or prefix trees alike.
 
     `token_ids` int64 [S]; `position_ids` int64 [3, S] (M-RoPE: temporal, height, width); `subtree_end` int32 [S] on the host:
-    token q attends to token k iff `k ≤ q < subtree_end[k]`. S is a multiple of `Config.token_multiple`; the last `padding` tokens
-    stand there as a row of their own that nothing selects.
+    token q attends to token k iff `k ≤ q < subtree_end[k]`. S is a multiple of `Config.token_multiple`; the last `padding`
+    tokens stand there as a row of their own that nothing selects.
 
     `selected` int64 [T] are flat positions whose hidden state predicts the token `targets` [T]; a prediction that several rows
     have in common stands there once. The row view is gathered from them: entry u of U belongs to row `gathered_row[u]` and is

@@ -62,7 +62,8 @@ class PolicyModel(GPTModel):
 
         Args:
             batch: the tokens, the same on every rank of the replica.
-            visual: what `self.vision` makes of `batch.images`, [1 + levels, visual tokens, hidden]; read on the first stage only.
+            visual: what `self.vision` makes of `batch.images`, [1 + levels, visual tokens, hidden]; read on the first stage
+            only.
         """
         hidden = context = positions = None
         own = ContextShare.here().tokens(len(batch)).to(batch.token_ids.device)

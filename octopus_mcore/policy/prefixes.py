@@ -1,9 +1,10 @@
-"""Which rows share a beginning: the order in which such rows are neighbours, and how many tokens each has in common with the one
-before it.
+"""Which rows share a beginning: the order in which such rows are neighbours, and how many tokens each has in common with the
+one before it.
 
-Rows in lexicographic order *are* their prefix tree: walking it depth first, every row adds the tokens behind what it shares with
-its predecessor. Prompts, first attempts that recombination used several times, repeated rows: all are found by comparing, whatever
-the rows' provenance. Causality makes it exact: a token's hidden state depends on the tokens and images before it alone.
+Rows in lexicographic order *are* their prefix tree: walking it depth first, every row adds the tokens behind what it shares
+with its predecessor. Prompts, first attempts that recombination used several times, repeated rows: all are found by comparing,
+whatever the rows' provenance. Causality makes it exact: a token's hidden state depends on the tokens and images before it
+alone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from octopus_mcore.policy.rows import Row
 
 @dataclass(frozen=True)
 class PrefixOrder:
-    """`rows` are row numbers, those with a common beginning next to each other; `shared[i]` is the number of leading tokens that
-    `rows[i]` has in common with `rows[i - 1]` and does not repeat behind it (0 for the first)."""
+    """`rows` are row numbers, those with a common beginning next to each other; `shared[i]` is the number of leading tokens
+    that `rows[i]` has in common with `rows[i - 1]` and does not repeat behind it (0 for the first)."""
 
     rows: tuple[int, ...]
     shared: tuple[int, ...]
@@ -53,8 +54,8 @@ def row_order(rows: Sequence[Row]) -> PrefixOrder:
 
 
 def _symbols(rows: Sequence[Row]) -> list[np.ndarray]:
-    """Token ids with every image placeholder replaced by a negative number of its image: rows are equal up to a place if and only
-    if tokens and images are."""
+    """Token ids with every image placeholder replaced by a negative number of its image: rows are equal up to a place if and
+    only if tokens and images are."""
     numbers: dict[str, int] = {}
     symbols = []
     for row in rows:

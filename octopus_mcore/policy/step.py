@@ -48,8 +48,8 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class PlannedRows:
-    """A micro-batch to be: row numbers in the order of their prefix tree, and how many leading tokens each has in common with the
-    one before it (`PrefixOrder.pick`)."""
+    """A micro-batch to be: row numbers in the order of their prefix tree, and how many leading tokens each has in common with
+    the one before it (`PrefixOrder.pick`)."""
 
     numbers: tuple[int, ...] = ()
     shared: tuple[int, ...] = ()
@@ -99,7 +99,8 @@ def run_pass(
 def _batches(work: Pass, merge_size: int, world: World) -> Iterator[tuple[Sequence[int], MicroBatch]]:
     for planned in work.micro_batches:
         rows, selections = [work.rows[i] for i in planned.numbers], [work.selections[i] for i in planned.numbers]
-        yield planned.numbers, to_device(pack_rows(rows, selections, merge_size, work.multiple_of, planned.shared), world.device)
+        batch = pack_rows(rows, selections, merge_size, work.multiple_of, planned.shared)
+        yield planned.numbers, to_device(batch, world.device)
 
 
 def _features(role: Role, work: Pass, images: Mapping[str, ProcessedImage], world: World) -> PassFeatures | None:

@@ -17,10 +17,10 @@ from octopus_mcore.policy.rows import Row, pixel_values
 class PassFeatures:
     """Features of the images of one replica's micro-batches, on the ranks of the first stage.
 
-    An image is encoded for the first micro-batch that shows it and forgotten after the last. Where it has one micro-batch alone,
-    its features are part of that one's graph. Where it has several, each gets them as a leaf; what their backward passes leave
-    there goes through the tower in one backward pass at the end (`backward`), so the tower keeps its activations for these images
-    until then. Only groups that are cut, or pictures that prompts share, are of this kind.
+    An image is encoded for the first micro-batch that shows it and forgotten after the last. Where it has one micro-batch
+    alone, its features are part of that one's graph. Where it has several, each gets them as a leaf; what their backward passes
+    leave there goes through the tower in one backward pass at the end (`backward`), so the tower keeps its activations for
+    these images until then. Only groups that are cut, or pictures that prompts share, are of this kind.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class PassFeatures:
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def of(self, images: Images) -> torch.Tensor:
-        """Features of a micro-batch's images in their order, [1 + levels, visual tokens, hidden]. Collective over the tensor- and
-        context-parallel ranks; micro-batches come in the order of the plan."""
+        """Features of a micro-batch's images in their order, [1 + levels, visual tokens, hidden]. Collective over the tensor-
+        and context-parallel ranks; micro-batches come in the order of the plan."""
         missing = [place for place, key in enumerate(images.keys) if key not in self._kept]
         for several in (False, True):  # apart, because their backward passes come at different times
             places = [place for place in missing if (images.keys[place] in self._several) is several]

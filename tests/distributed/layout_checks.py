@@ -160,7 +160,9 @@ def measure_padded(
 
 
 def _padding_to(multiple_of: int) -> Callable[..., MicroBatch]:
-    def pack(rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size: int, _: int, shared: Sequence[int]) -> MicroBatch:
+    def pack(
+        rows: Sequence[Row], selections: Sequence[np.ndarray], merge_size: int, _: int, shared: Sequence[int]
+    ) -> MicroBatch:
         batch = pack_rows(rows, selections, merge_size, multiple_of, shared)
         assert len(batch) >= sum(len(row) for row in rows) + multiple_of // 2, "nothing was padded"
         return batch

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.distributed import finalize_model_grads
 
 from octopus_mcore.config.schema import OptimizerConfig, RuntimeConfig
 from octopus_mcore.policy.policy import Policy
@@ -64,7 +65,7 @@ def summed_gradients(checkpoint: str, layout: Layout) -> tuple[set[torch.dtype],
         buffers = [buffer for chunk in chunks for buffer in chunk.buffers]
         for buffer in buffers:
             buffer.grad_data.fill_(1.0 if world.rank == 0 else TINY)
-        policy.main.megatron.finalize_model_grads_func(chunks)
+        finalize_model_grads(chunks)
         if layout.data > 1:
             buckets = [bucket.grad_data for buffer in buffers for bucket in buffer.buckets]
             summed = [bucket.chunk(world.data_size)[world.data_rank].clone() for bucket in buckets]

@@ -24,7 +24,8 @@ NLL = "nll"
 
 @dataclass(frozen=True)
 class Group:
-    """A random batch of groups, by the arguments of `tree_batch`, and the loss that it is trained on; None is the likelihood."""
+    """A random batch of groups, by the arguments of `tree_batch`, and the loss that it is trained on; None is the
+    likelihood."""
 
     seed: int = 0
     image_counts: tuple[int, ...] = (0, 1, 2)
