@@ -1,26 +1,40 @@
-"""Which row goes into which micro-batch of which data-parallel rank: pure planning on row lengths.
+"""Which row goes into which micro-batch of which data-parallel rank: pure planning on what rows cost.
 
-A row (prompt and response) is never cut. Two plans are made and the better one is taken: *neighbours* cuts the rows, in their
-order, into consecutive stretches, so that the rows of one prompt mostly stay together and its images are encoded once per
-micro-batch; *spread* ignores the order and places the longest rows first (LPT, Graham 1969). Neighbours win unless they need
-more micro-batches or make the busiest rank carry noticeably more tokens.
+Micro-batches are bounded by tokens, for memory, and balanced by work, for time. Rows stand in an order in which rows with a
+common prefix are neighbours: a group of them is a prefix tree. A row is never cut. A tree is cut, and the prefix then computed
+on both sides, where it exceeds the budget, or where the busiest rank gains clearly more than that costs. So plans are made from
+ever smaller pieces of the order (`pieces`), each by number partitioning (`partition`), until pieces no longer matter.
 """
 
 from __future__ import annotations
 
-import heapq
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-NEIGHBOUR_TOLERANCE = 0.02
-"""Share by which the busiest rank may carry more tokens for the sake of keeping neighbours together."""
+import numpy as np
+
+from octopus_mcore.policy.partition import differencing, first_with_room, lightest_with_room
+from octopus_mcore.policy.pieces import Piece, cut
+from octopus_mcore.policy.row_costs import RowCosts, RowLoad
 
 Plan = list[list[list[int]]]
+"""Per data-parallel rank, micro-batches of ascending indices of rows."""
+
+CLEAR_GAIN = 0.01
+"""Share of its time by which the busiest rank must become faster for a plan of smaller pieces to be preferred."""
+
+MICRO_BATCH_OVERHEAD = 0.02
+"""What a micro-batch costs besides its work (launches, hand-overs), as a share of an average micro-batch's work."""
+
+WEAK_LINK = 0.01
+"""Share of a piece's work below which a shared prefix is no reason to keep rows together."""
+
+SMALLEST_PIECE = 1 / 32
+"""Of an average micro-batch's work: smaller pieces than this make no better balance."""
 
 
 def plan_micro_batches(
-    lengths: Sequence[int],
+    loads: Sequence[RowLoad],
     max_tokens: int,
     data_parallel_size: int,
     multiple_of: int = 1,
@@ -29,114 +43,160 @@ def plan_micro_batches(
 ) -> Plan:
     """Plans one mini-batch: per data-parallel rank a list of micro-batches, each an ascending list of row indices.
 
-    `lengths[i]` is the number of tokens of row i; neighbouring rows are taken to share a prompt. `max_tokens` bounds the tokens
-    of one micro-batch *after* its padding to a multiple of `multiple_of` (`Config.token_multiple`).
+    `loads[i]` is what row i costs. `max_tokens` bounds the tokens of one micro-batch *after* its padding to a multiple of
+    `multiple_of` (`Config.token_multiple`).
 
-    Every rank gets the same number of micro-batches, as few as the chosen plan can do with, filled up with empty ones to a
-    multiple of `rounds_of`. Other empty micro-batches occur only where there are fewer rows than micro-batches; no rows give
-    one to each rank, for a pipeline schedule cannot run none. The result depends on the arguments alone.
+    Every rank gets the same number of micro-batches, filled up with empty ones to a multiple of `rounds_of`. No rows give one
+    empty micro-batch to each rank, for a pipeline schedule cannot run none. The result depends on the arguments alone: sums are
+    exact, so that all ranks find the same.
 
     Raises:
-        ValueError: a row has no tokens or does not fit into the budget (named in the message, by `names` if given), or a size
-            is below 1.
+        ValueError: a row has no tokens, adds more than it costs, or does not fit into the budget (named in the message, by
+            `names` if given), or a size is below 1.
     """
     if min(max_tokens, data_parallel_size, multiple_of, rounds_of) < 1:
         raise ValueError(f"sizes must be at least 1; found {max_tokens=}, {data_parallel_size=}, {multiple_of=}, {rounds_of=}")
     budget = max_tokens // multiple_of * multiple_of
-    _check_rows(lengths, budget, max_tokens, multiple_of, names or range(len(lengths)))
-    plan = _plan(lengths, budget, data_parallel_size) if lengths else [[[]] for _ in range(data_parallel_size)]
+    _check_rows(loads, budget, max_tokens, multiple_of, names or range(len(loads)))
+    plan = _best_plan(RowCosts(loads), budget, data_parallel_size) if loads else [[[]] for _ in range(data_parallel_size)]
     return [micro_batches + [[]] * (-len(micro_batches) % rounds_of) for micro_batches in plan]
 
 
-def _plan(lengths: Sequence[int], budget: int, data_parallel_size: int) -> Plan:
-    neighbours = _over_ranks(_neighbours(lengths, budget, data_parallel_size), lengths, data_parallel_size)
-    spread = _over_ranks(_spread(lengths, budget, data_parallel_size), lengths, data_parallel_size)
-    fewer = len(spread[0]) < len(neighbours[0])
-    lighter = _busiest(spread, lengths) * (1 + NEIGHBOUR_TOLERANCE) < _busiest(neighbours, lengths)
-    return spread if fewer or lighter else neighbours
+@dataclass(frozen=True)
+class PlanBalance:
+    """How good a plan is.
+
+    Attributes:
+        useful: tokens of rows over tokens after padding; an empty micro-batch is padding alone. 1 where there is nothing.
+        rank_imbalance: work of the busiest rank over the mean of the ranks.
+        micro_batch_imbalance: work of the heaviest micro-batch over the mean of those that are not empty.
+        micro_batches: on each rank.
+        empty: empty micro-batches, on all ranks.
+        tokens: computed, without padding.
+        repeated: of `tokens`, those that one single prefix tree of all rows would not hold: prefixes computed again because
+            their rows stand in several micro-batches.
+    """
+
+    useful: float
+    rank_imbalance: float
+    micro_batch_imbalance: float
+    micro_batches: int
+    empty: int
+    tokens: int
+    repeated: int
 
 
-def _check_rows(lengths: Sequence[int], budget: int, max_tokens: int, multiple_of: int, names: Sequence[str | int]) -> None:
-    for row, length in zip(names, lengths, strict=True):
-        if length < 1:
-            raise ValueError(f"row {row} has {length} tokens; a row must have at least one")
-        if length > budget:
+def plan_balance(plan: Plan, loads: Sequence[RowLoad], multiple_of: int = 1) -> PlanBalance:
+    """Measures a plan of these loads, micro-batches padded to multiples of `multiple_of` tokens."""
+    costs = RowCosts(loads)
+    ranks = [[costs.of(rows) for rows in micro_batches] for micro_batches in plan]
+    micro_batches = [micro_batch for rank in ranks for micro_batch in rank]
+    tokens, work = (sum(part) for part in zip(*micro_batches, strict=True))
+    padded = sum(-(-max(size, 1) // multiple_of) * multiple_of for size, _ in micro_batches)
+    filled = [work for size, work in micro_batches if size]
+    return PlanBalance(
+        useful=tokens / padded if tokens else 1.0,
+        rank_imbalance=max(sum(work for _, work in rank) for rank in ranks) * len(ranks) / work if work else 1.0,
+        micro_batch_imbalance=max(filled) * len(filled) / work if work else 1.0,
+        micro_batches=len(ranks[0]),
+        empty=len(micro_batches) - len(filled),
+        tokens=tokens,
+        repeated=tokens - costs.of(range(len(loads)))[0],
+    )
+
+
+def _check_rows(
+    loads: Sequence[RowLoad], budget: int, max_tokens: int, multiple_of: int, names: Sequence[str] | Sequence[int]
+) -> None:
+    for row, load in zip(names, loads, strict=True):
+        if load.tokens < 1:
+            raise ValueError(f"row {row} has {load.tokens} tokens; a row must have at least one")
+        if not (0 <= load.added_tokens <= load.tokens and 0 <= load.added_work <= load.work):
+            raise ValueError(f"row {row} must add between nothing and what it costs alone; found {load}")
+        if load.tokens > budget:
             padding = f" (padded to multiples of {multiple_of})" if multiple_of > 1 else ""
             raise ValueError(
-                f"row {row} has {length} tokens, but a micro-batch holds at most {max_tokens}{padding} and a row is never cut: "
-                "raise batch.max_tokens_per_micro_batch or lower the prompt and response limits"
+                f"row {row} has {load.tokens} tokens, but a micro-batch holds at most {max_tokens}{padding} and a row is never "
+                "cut: raise batch.max_tokens_per_micro_batch or lower the prompt and response limits"
             )
 
 
-def _tokens(rows: Iterable[int], lengths: Sequence[int]) -> int:
-    return sum(lengths[row] for row in rows)
+@dataclass(frozen=True)
+class _Weighed:
+    """A plan; the work of all ranks together, of the busiest rank and of the heaviest micro-batch."""
+
+    plan: Plan
+    total: int
+    busiest: int
+    heaviest: int
+
+    @staticmethod
+    def of(plan: Plan, costs: RowCosts) -> _Weighed:
+        work = [[costs.of(rows)[1] for rows in micro_batches] for micro_batches in plan]
+        of_ranks = [sum(rank) for rank in work]
+        return _Weighed(plan, sum(of_ranks), max(of_ranks), max(max(rank) for rank in work))
 
 
-def _busiest(plan: Plan, lengths: Sequence[int]) -> int:
-    return max(sum(_tokens(rows, lengths) for rows in micro_batches) for micro_batches in plan)
+def _best_plan(costs: RowCosts, budget: int, ranks: int) -> Plan:
+    """The plan of the largest pieces, unless one of smaller pieces is clearly faster."""
+    best = overhead = None
+    for pieces in _divisions(costs, budget, ranks):
+        found = _pack(pieces, costs, budget, ranks)
+        if overhead is None:
+            overhead = MICRO_BATCH_OVERHEAD * found.total / (ranks * len(found.plan[0]))
+        if best is None or _time(found, overhead) < (1 - CLEAR_GAIN) * _time(best, overhead):
+            best = found
+        if best.busiest * ranks <= (1 + CLEAR_GAIN) * best.total:  # smaller pieces only add work
+            break
+    return best.plan
 
 
-def _neighbours(lengths: Sequence[int], budget: int, ranks: int) -> list[list[int]]:
-    """Consecutive stretches, their number a multiple of `ranks`, the longest as short as possible."""
-    fewest = -(-len(_stretches(lengths, budget)) // ranks) * ranks
-    bounds = range(max(lengths), budget + 1)
-    shortest = bounds[bisect_left(bounds, True, key=lambda bound: len(_stretches(lengths, bound)) <= fewest)]
-    bins = _stretches(lengths, shortest)
-    while len(bins) < min(fewest, len(lengths)):
-        heaviest = max((rows for rows in bins if len(rows) > 1), key=lambda rows: _tokens(rows, lengths))
-        position = bins.index(heaviest)
-        bins[position : position + 1] = _halves(heaviest, lengths)
-    return bins + [[] for _ in range(fewest - len(bins))]
+def _time(found: _Weighed, overhead: float) -> float:
+    return found.busiest + overhead * len(found.plan[0])
 
 
-def _stretches(lengths: Sequence[int], bound: int) -> list[list[int]]:
-    """Cuts rows in order into the fewest stretches of at most `bound` tokens."""
-    bins: list[list[int]] = []
-    load = bound
-    for row, length in enumerate(lengths):
-        if load + length > bound:
-            bins.append([])
-            load = 0
-        bins[-1].append(row)
-        load += length
-    return bins
+def _divisions(costs: RowCosts, budget: int, ranks: int) -> Iterator[list[Piece]]:
+    """Ever smaller pieces: what the budget allows, without weak links, then by bounds on their work."""
+    whole = cut(costs, budget, float("inf"), 0.0)
+    yield whole
+    pieces = cut(costs, budget, float("inf"), WEAK_LINK)
+    tokens, work = (sum(part) for part in zip(*map(costs.of, pieces), strict=True))
+    share = work / (ranks * -(-tokens // (budget * ranks)))
+    size = 1.0
+    while size >= SMALLEST_PIECE:
+        if pieces != whole:
+            yield pieces
+            whole = pieces
+        pieces = cut(costs, budget, size * share, WEAK_LINK)
+        size /= 2
 
 
-def _halves(rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Cuts a stretch of two or more rows where the two parts are most nearly equal."""
-    left = list(accumulate(lengths[row] for row in rows))
-    cut = min(range(1, len(rows)), key=lambda index: abs(left[-1] - 2 * left[index - 1]))
-    return [rows[:cut], rows[cut:]]
+def _pack(pieces: list[Piece], costs: RowCosts, budget: int, ranks: int) -> _Weighed:
+    """As few micro-batches as first fit needs for these pieces; among the ways tried to fill them, the one whose busiest rank,
+    then whose heaviest micro-batch carries least."""
+    tokens, work = (np.array(part, dtype=np.int64) for part in zip(*map(costs.of, pieces), strict=True))
+    fewest = first_with_room(tokens, budget)
+    count = -(-len(fewest) // ranks)
+    every = lightest_with_room(work, tokens, budget, ranks * count) or fewest + [[] for _ in range(-len(fewest) % ranks)]
+    hands = differencing([int(work[bin].sum()) for bin in every], ranks, equal_counts=True)
+    plans = [[[every[number] for number in hand] for hand in hands], _each_rank(tokens, work, budget, ranks, count)]
+    return min((_weighed(plan, pieces, costs) for plan in plans if plan), key=lambda plan: (plan.busiest, plan.heaviest))
 
 
-def _spread(lengths: Sequence[int], budget: int, ranks: int) -> list[list[int]]:
-    """Longest row first into the emptiest micro-batch; one more micro-batch per rank until everything fits."""
-    longest_first = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    count = -(-sum(lengths) // (budget * ranks)) * ranks
-    while (bins := _fill(longest_first, lengths, budget, count)) is None:
-        count += ranks
-    return bins
+def _weighed(plan: Plan, pieces: list[Piece], costs: RowCosts) -> _Weighed:
+    """A plan of pieces as a plan of rows, those that are empty last."""
+    rows = [[sorted(row for piece in bin for row in pieces[piece]) for bin in bins] for bins in plan]
+    return _Weighed.of([sorted(bins, key=lambda rows: (not rows, rows)) for bins in rows], costs)
 
 
-def _fill(order: Sequence[int], lengths: Sequence[int], budget: int, count: int) -> list[list[int]] | None:
-    bins: list[list[int]] = [[] for _ in range(count)]
-    emptiest = [(0, position) for position in range(count)]
-    for row in order:
-        load, position = emptiest[0]
-        if load + lengths[row] > budget:  # the emptiest has most room, so the row fits nowhere
+def _each_rank(tokens: np.ndarray, work: np.ndarray, budget: int, ranks: int, count: int) -> Plan | None:
+    """Ranks are balanced first; each deals its share out to micro-batches of even work. None where a share does not fit."""
+    plan: Plan = []
+    for share in differencing(work.tolist(), ranks):
+        bins = differencing(work[share].tolist(), count)
+        if any(tokens[share][bin].sum() > budget for bin in bins):
+            bins = lightest_with_room(work[share], tokens[share], budget, count) or first_with_room(tokens[share], budget)
+        if len(bins) > count:
             return None
-        bins[position].append(row)
-        heapq.heapreplace(emptiest, (load + lengths[row], position))
-    return [sorted(rows) for rows in bins]
-
-
-def _over_ranks(bins: list[list[int]], lengths: Sequence[int], ranks: int) -> Plan:
-    """Deals micro-batches to ranks, equally many to each: heaviest first to the rank that carries least."""
-    share = len(bins) // ranks
-    plan: Plan = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for rows in sorted(bins, key=lambda rows: (-_tokens(rows, lengths), rows)):
-        rank = min((rank for rank in range(ranks) if len(plan[rank]) < share), key=lambda rank: (loads[rank], rank))
-        plan[rank].append(rows)
-        loads[rank] += _tokens(rows, lengths)
-    return [sorted(micro_batches, key=lambda rows: (not rows, rows)) for micro_batches in plan]
+        plan.append([[share[piece] for piece in bin] for bin in bins] + [[]] * (count - len(bins)))
+    return plan

@@ -30,6 +30,7 @@ from octopus_mcore.policy.residence import Part, Residence
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
 from octopus_mcore.policy.rows import Row
 from octopus_mcore.policy.step import HeadSettings, Pass, PlannedRows, TokenFunction, run_pass
+from octopus_mcore.policy.work import row_loads
 from octopus_mcore.runtime.world import World
 
 
@@ -168,7 +169,7 @@ class Policy:
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         order = prefix_order(rows) if self._config.batch.share_prefixes else row_order(rows)
         plan = plan_micro_batches(
-            [len(rows[number]) for number in order.rows],
+            row_loads(order, rows, selections, self.main.shape.decoder, Compute.of(self._config.model).recompute),
             self._config.batch.max_tokens_per_micro_batch,
             self._world.data_size,
             multiple_of=self._config.token_multiple,
