@@ -16,7 +16,8 @@ class RowLoad:
     """What a row costs: alone, and added to a micro-batch that holds the row before it in the order.
 
     `tokens` and `work` (FLOPs, or any integer unit) are those of the row alone. `added_tokens` and `added_work` are what it
-    adds where the row before it, with which it shares a prefix, is there too: at most the former, equal where nothing is shared.
+    adds where the row before it, with which it shares a prefix, is there too: at most the former, and equal where nothing is
+    shared.
     """
 
     tokens: int
