@@ -47,6 +47,11 @@ def normalise(rewards: np.ndarray, epsilon: float) -> np.ndarray:
     return (rewards - rewards.mean()) / (rewards.std(ddof=1) + epsilon)
 
 
+def constant(value: float, length: int) -> np.ndarray:
+    """The same advantage for each of `length` tokens, float32 [length]: a read-only view of one number, 4 bytes in all."""
+    return np.broadcast_to(np.float32(value), (length,))
+
+
 def token_advantages(group: Group, mode: AdvantageMode, epsilon: float, pair_judgement: PairJudgement) -> list[np.ndarray]:
     """Advantages of each rollout's tokens, float32 [len(token_ids)] each, in the order of `group.rollouts`.
 
@@ -60,7 +65,7 @@ def token_advantages(group: Group, mode: AdvantageMode, epsilon: float, pair_jud
     rollouts = group.rollouts
     strata = [judgement_of(rollout).first_correct if mode == "stratified" else None for rollout in rollouts]
     values = _within(_totals(rollouts), strata, [_valid(rollout) for rollout in rollouts], epsilon)
-    return [np.full(len(rollout.token_ids), value, dtype=np.float32) for rollout, value in zip(rollouts, values, strict=True)]
+    return [constant(value, len(rollout.token_ids)) for rollout, value in zip(rollouts, values, strict=True)]
 
 
 def _separate(group: Group, epsilon: float, pair_judgement: PairJudgement) -> list[np.ndarray]:

@@ -23,7 +23,10 @@ from octopus_mcore.runtime.seeds import numpy_generator
 PairJudgement = Callable[[AttemptGrade, AttemptGrade | None], Judgement]
 """Judges a rollout from the grades of its first attempt and of its correction (None: there is no correction)."""
 
-Pools = Mapping[str, Sequence[Provenance]]
+Pair = tuple[int, int]
+"""First attempt of native i, correction of native j."""
+
+Pools = Mapping[str, Sequence[Pair]]
 """Candidate pairs by transition (`wc`, `cc`, `cw`, `ww`)."""
 
 
@@ -43,25 +46,36 @@ def recombine(
     rng = numpy_generator(seed, step, group.prompt.uid, "recombine")
     pools = candidate_pools(natives, max_response_tokens, same=config.selection == "reference")
     chosen = SELECTIONS[config.selection](pools, right, config.target, rng)
-    return replace(group, rollouts=natives + tuple(splice(natives, pair, pair_judgement) for pair in chosen))
+    return replace(group, rollouts=natives + tuple(splice(natives, Provenance(*pair), pair_judgement) for pair in chosen))
 
 
-def candidate_pools(natives: Sequence[Rollout], max_response_tokens: int, same: bool) -> dict[str, list[Provenance]]:
-    """All pairs (i, j) that may be built, by transition and in order of indices; `same` admits i = j."""
-    firsts = [index for index, native in enumerate(natives) if _first_half_usable(native)]
-    corrections = [index for index, native in enumerate(natives) if _correction_usable(native)]
-    pools: dict[str, list[Provenance]] = {label: [] for label in TRANSITIONS}
-    for i in firsts:
-        for j in corrections:
-            start = natives[j].span(SpanKind.CORRECTION).start
-            length = natives[i].span(SpanKind.CORRECTION).start + len(natives[j].token_ids) - start
-            if length <= max_response_tokens and (same or i != j):
-                label = transition(judgement_of(natives[i]).first_correct, judgement_of(natives[j]).final_correct)
-                pools[label].append(Provenance(i, j))
+def candidate_pools(natives: Sequence[Rollout], max_response_tokens: int, same: bool) -> dict[str, list[Pair]]:
+    """All pairs (i, j) that may be built, by transition and in order of indices; `same` admits i = j.
+
+    A first half may be used that is well formatted, has a filled box and stands before its own complete separator; a
+    correction that is well formatted, has a filled box and was ended by the model itself rather than by the length limit.
+    Each native is looked at once, so that a pair costs no more than a comparison of two integers.
+    """
+    firsts: list[tuple[int, int, bool]] = []
+    corrections: list[tuple[int, int, bool]] = []
+    for index, native in enumerate(natives):
+        span = native.span(SpanKind.CORRECTION)
+        if span is None:
+            continue
+        first, correction = judgement_of(native).attempts
+        if _complete(first):
+            firsts.append((index, span.start, first.correct))
+        if native.finish_reason == "stop" and _complete(correction):
+            corrections.append((index, len(native.token_ids) - span.start, correction.correct))
+    pools: dict[str, list[Pair]] = {label: [] for label in TRANSITIONS}
+    for i, head, first_correct in firsts:
+        for j, tail, correct in corrections:
+            if head + tail <= max_response_tokens and (same or i != j):
+                pools[transition(first_correct, correct)].append((i, j))
     return pools
 
 
-def select_paper(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Provenance]:
+def select_paper(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Pair]:
     """Algorithm 1: positives up to half of the group, wc before cc, then negatives at random, then what is left.
 
     `right` is the correctness of each native's final answer. In a uniform group (no native right, or all of them) the pairs are
@@ -77,13 +91,13 @@ def select_paper(pools: Pools, right: Sequence[bool], target: int, rng: np.rando
     return chosen + _shuffled(positives[balance:], rng)[: wanted - len(chosen)]
 
 
-def select_random(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Provenance]:
+def select_random(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Pair]:
     """Pairs drawn without regard to labels (the paper's «random augmentation» ablation, Table 3)."""
     everything = [pair for label in TRANSITIONS for pair in pools[label]]
     return _shuffled(everything, rng)[: max(0, target - len(right))]
 
 
-def select_reference(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Provenance]:
+def select_reference(pools: Pools, right: Sequence[bool], target: int, rng: np.random.Generator) -> list[Pair]:
     """The released program's rule: h wc, h cc, one cw, ww, more cw, leftovers, at last repeated natives.
 
     h = (wrong natives) // 2. A repeated native i is the pair (i, i).
@@ -92,13 +106,13 @@ def select_reference(pools: Pools, right: Sequence[bool], target: int, rng: np.r
     wc, cc, cw, ww = (_shuffled(pools[label], rng) for label in TRANSITIONS)
     chosen = (wc[:half] + cc[:half])[:wanted]
     leftover = _shuffled(wc[half:] + cc[half:], rng)
-    repeats = [Provenance(index % len(right), index % len(right)) for index in range(wanted)] if right else []
+    repeats = [(index % len(right), index % len(right)) for index in range(wanted)] if right else []
     for source in (cw[:1], ww, cw[1:], leftover, repeats):
         chosen += source[: wanted - len(chosen)]
     return chosen
 
 
-SELECTIONS: Mapping[str, Callable[[Pools, Sequence[bool], int, np.random.Generator], list[Provenance]]] = {
+SELECTIONS: Mapping[str, Callable[[Pools, Sequence[bool], int, np.random.Generator], list[Pair]]] = {
     "paper": select_paper,
     "reference": select_reference,
     "random": select_random,
@@ -127,19 +141,9 @@ def splice(natives: Sequence[Rollout], pair: Provenance, pair_judgement: PairJud
     )
 
 
-def _first_half_usable(native: Rollout) -> bool:
-    """A first attempt that is well formatted, has a filled box and stands before its own complete separator."""
-    return native.has_correction and _complete(judgement_of(native).attempts[0])
-
-
-def _correction_usable(native: Rollout) -> bool:
-    """A well-formatted correction with a filled box, ended by the model itself rather than by the length limit."""
-    return native.has_correction and native.finish_reason == "stop" and _complete(judgement_of(native).attempts[1])
-
-
 def _complete(grade: AttemptGrade) -> bool:
     return grade.formatted and bool(grade.answer and grade.answer.strip())
 
 
-def _shuffled(pairs: Sequence[Provenance], rng: np.random.Generator) -> list[Provenance]:
-    return [pairs[index] for index in rng.permutation(len(pairs))]
+def _shuffled(pairs: Sequence[Pair], rng: np.random.Generator) -> list[Pair]:
+    return [pairs[index] for index in rng.permutation(len(pairs)).tolist()]

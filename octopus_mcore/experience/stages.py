@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from octopus_mcore.config.schema import RecombineConfig
-from octopus_mcore.experience.advantages import AdvantageMode, token_advantages
+from octopus_mcore.experience.advantages import AdvantageMode, constant, token_advantages
 from octopus_mcore.experience.masks import MaskMode, kl_mask, policy_mask
 from octopus_mcore.experience.recombine import PairJudgement, recombine
 from octopus_mcore.experience.statistics import judgement_of
@@ -102,7 +102,7 @@ class Mask(StatelessStage):
         signal = TrainingSignal(
             policy_mask=policy_mask(rollout, self._mode, self._once),
             kl_mask=kl_mask(rollout, self._mode),
-            advantages=np.zeros(len(rollout.token_ids), dtype=np.float32),
+            advantages=constant(0.0, len(rollout.token_ids)),
         )
         return replace(rollout, signal=signal)
 

@@ -7,12 +7,83 @@ function of this project decodes and re-encodes them on the way to the loss (doc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+
+
+class TokenIds(Sequence[int]):
+    """The token ids of a response: reads, compares and hashes like a tuple of ints, and holds an int32 array.
+
+    A tuple of ints takes about 40 bytes per token, 4 here; joining two halves copies memory rather than counting references,
+    and the garbage collector has nothing to walk through. A step holds tens of millions of ids, so this decides the pace of
+    recombination (benchmarks/recombination.py). Slices are views. `np.asarray` gives the read-only array itself.
+
+    Raises:
+        ValueError: the ids are not one flat sequence, or an array of another dtype.
+        OverflowError: an id does not fit into 32 bits.
+    """
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, ids: Sequence[int] | np.ndarray = ()):
+        if isinstance(ids, np.ndarray) and ids.dtype != np.int32:
+            raise ValueError(f"token ids are int32, found an array of {ids.dtype}; convert it where its range is known")
+        array = np.array(ids, dtype=np.int32)
+        if array.ndim != 1:
+            raise ValueError(f"token ids are one flat sequence of integers, found an array of shape {array.shape}")
+        array.flags.writeable = False
+        self._ids = array
+
+    @classmethod
+    def _holding(cls, array: np.ndarray) -> TokenIds:
+        """Ids in an int32 array that nobody else will write to; not copied."""
+        array.flags.writeable = False
+        ids = cls.__new__(cls)
+        ids._ids = array
+        return ids
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TokenIds: ...
+
+    def __getitem__(self, index):
+        return self._holding(self._ids[index]) if isinstance(index, slice) else int(self._ids[index])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
+    def __add__(self, other: Sequence[int]) -> TokenIds:
+        tail = other if isinstance(other, TokenIds) else TokenIds(other)
+        return self._holding(np.concatenate([self._ids, tail._ids]))
+
+    def __radd__(self, other: tuple[int, ...]) -> tuple[int, ...]:
+        return (*other, *self)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, TokenIds):
+            return np.array_equal(self._ids, other._ids)
+        return tuple(self) == other if isinstance(other, tuple) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._ids, dtype=dtype, copy=copy)
+
+    def __reduce__(self) -> tuple[type[TokenIds], tuple[np.ndarray]]:
+        return TokenIds, (self._ids,)
+
+    def __repr__(self) -> str:
+        return f"TokenIds({tuple(self)})"
 
 
 class SpanKind(StrEnum):
@@ -143,6 +214,8 @@ class TrainingSignal:
 class Rollout:
     """One response to a prompt: the sampled token ids, their behaviour log-probs, spans, and what later stages add.
 
+    Ids that are given as a tuple or a list become `TokenIds`.
+
     `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read
     them through `behaviour_log_probs`, which refuses where a span's context has changed, or where `behaviour_mask` is set.
     `finish_reason` is "stop" (an end token was sampled and is the last id), "length" or "abort". `old_log_probs` (float32, one
@@ -150,7 +223,7 @@ class Rollout:
     them.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     log_probs: np.ndarray
     spans: tuple[Span, ...]
     finish_reason: str
@@ -158,6 +231,10 @@ class Rollout:
     judgement: Judgement | None = None
     signal: TrainingSignal | None = None
     old_log_probs: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.token_ids, TokenIds):
+            object.__setattr__(self, "token_ids", TokenIds(self.token_ids))
 
     @property
     def synthesised(self) -> bool:
@@ -171,7 +248,10 @@ class Rollout:
 
     def span(self, kind: SpanKind) -> Span | None:
         """The first span of `kind`, or None."""
-        return next((span for span in self.spans if span.kind == kind), None)
+        for span in self.spans:
+            if span.kind == kind:
+                return span
+        return None
 
     def behaviour_log_probs(self) -> np.ndarray:
         """Behaviour log-probs of all tokens, float32 [len(token_ids)].

@@ -11,10 +11,17 @@ from octopus_mcore.experience.recombine import candidate_pools, recombine, splic
 from octopus_mcore.experience.spans import SEPARATOR
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.statistics import transition
-from octopus_mcore.experience.types import Group, Provenance, SpanKind
+from octopus_mcore.experience.types import AttemptGrade, Group, Prompt, Provenance, Rollout, Span, SpanKind
+from octopus_mcore.runtime.seeds import numpy_generator
 from tests.experience_groups import attempt, finder, group_of, native, pair_judgement, same_group, same_rollout
+from tests.plain_recombination import plain_recombine
 
 MANY = 10**6
+RECORDED = {
+    "paper": [(1, 5), (7, 2), (1, 3), (0, 3), (2, 3)],
+    "reference": [(1, 7), (7, 5), (5, 0), (3, 5), (2, 3)],
+    "random": [(2, 3), (4, 3), (3, 5), (0, 3), (1, 4)],
+}
 LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=1, max_size=8)
 
 
@@ -236,7 +243,7 @@ def test_only_complete_halves_take_part(name):
     first, correction = BROKEN_HALVES[name]
     good = native(attempt("5") + SEPARATOR + attempt("6"))
     pools = candidate_pools((good, native(first + SEPARATOR + correction)), MANY, same=True)
-    pairs = {(pair.first, pair.correction) for pool in pools.values() for pair in pool}
+    pairs = {pair for pool in pools.values() for pair in pool}
     assert pairs == ({(0, 0), (0, 1)} if "first" in name else {(0, 0), (1, 0)})
 
 
@@ -246,7 +253,7 @@ def test_a_correction_that_the_length_limit_cut_is_not_reused():
         native(attempt("7") + SEPARATOR + attempt("8"), finish_reason="length"),
     )
     pools = candidate_pools((good, cut), MANY, same=True)
-    assert {(pair.first, pair.correction) for pool in pools.values() for pair in pool} == {(0, 0), (1, 0)}
+    assert {pair for pool in pools.values() for pair in pool} == {(0, 0), (1, 0)}
 
 
 # -- determinism --------------------------------------------------------------------------------------------------------------
@@ -269,6 +276,67 @@ def test_an_unjudged_native_is_refused():
     unjudged = replace(group, rollouts=tuple(replace(rollout, judgement=None) for rollout in group.rollouts))
     with pytest.raises(ValueError, match="without judgement"):
         run(unjudged)
+
+
+# -- the same choices as the plain rule ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def mixed_groups(draw) -> Group:
+    """Natives of every kind: right or wrong, badly formatted, without a box, cut by the length limit, without a correction."""
+
+    def grade(place: str) -> AttemptGrade:
+        answer = draw(st.sampled_from(["4", "4", "4", " ", None]))
+        return AttemptGrade(draw(st.booleans()), draw(st.integers(0, 5)) > 0, answer, draw(st.sampled_from(["same", place])))
+
+    rollouts = []
+    for index in range(draw(st.integers(1, 9))):
+        first, separator, correction = (draw(st.integers(1, 9)) for _ in range(3))
+        spans = [Span(SpanKind.FIRST, 0, first, index)]
+        grades = [grade(f"first {index}")]
+        if draw(st.integers(0, 5)):
+            begin = first + separator
+            spans += [
+                Span(SpanKind.SEPARATOR, first, begin, index),
+                Span(SpanKind.CORRECTION, begin, begin + correction, index),
+            ]
+            grades.append(grade(f"correction {index}"))
+        length = spans[-1].end
+        ids = tuple(1000 * index + place for place in range(length))
+        log_probs = -numpy_generator("mixed", index, length).random(length, dtype=np.float32)
+        reason = draw(st.sampled_from(["stop", "stop", "stop", "length"]))
+        judged = pair_judgement(grades[0], grades[1] if len(grades) == 2 else None)
+        rollouts.append(Rollout(ids, log_probs, tuple(spans), reason, judgement=judged))
+    return Group(Prompt(draw(st.text(max_size=5)), (1,), "?", "4"), tuple(rollouts))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    mixed_groups(),
+    st.sampled_from(["paper", "reference", "random"]),
+    st.integers(1, 24),
+    st.integers(1, 30),
+    st.integers(0, 2**40),
+    st.integers(0, 50),
+)
+def test_choices_and_rollouts_are_those_of_the_plain_rule_bit_for_bit(group, selection, target, limit, seed, step):
+    config = RecombineConfig(target=target, selection=selection)
+    fast = recombine(group, config, limit, pair_judgement, seed, step)
+    plain = plain_recombine(group, config, limit, pair_judgement, seed, step)
+    assert [r.provenance for r in synthesised(fast)] == [r.provenance for r in synthesised(plain)]
+    assert same_group(fast, plain)
+
+
+def test_choices_of_a_recorded_run():
+    """Recorded before the pools became lists of indices: a change of the draws changes what every resumed run selects."""
+    group = group_of(["wc", "ww", "cc", "cw", "ww", "cc", "w", "wc"], uid="geometry-17")
+    pairs = {
+        selection: [
+            (r.provenance.first, r.provenance.correction) for r in synthesised(run(group, 13, selection, seed=7, step=3))
+        ]
+        for selection in ("paper", "reference", "random")
+    }
+    assert pairs == RECORDED
 
 
 # -- log ρ --------------------------------------------------------------------------------------------------------------------
