@@ -40,7 +40,7 @@ def row_of(prompt: Prompt, response: Sequence[int]) -> Row:
     """
     if not prompt.token_ids:
         raise ValueError(f"prompt {prompt.uid}: no tokens")
-    tokens = np.array((*prompt.token_ids, *response), dtype=np.int64)
+    tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in (prompt.token_ids, response)])
     return Row(prompt.uid, tokens, len(prompt.token_ids), prompt.images)
 
 
