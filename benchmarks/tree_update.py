@@ -1,0 +1,244 @@
+"""An Octopus group as a prefix tree, as packed rows and as padded rows; and the whole step against GSPO with as many rows.
+
+    python benchmarks/tree_update.py                                                      # small model, on a CPU
+    python benchmarks/tree_update.py --shape 2b --dtype bfloat16 --threads 8              # one GPU
+    python benchmarks/tree_update.py --prompt 60 --first 40 --correction 30 --side 2 --repetitions 1    # tries the program out
+
+By default with the paper's lengths: a prompt of 800 tokens with one image, first attempts of 700, corrections of 500; 8 natives and
+8 synthesised rollouts for Octopus, 16 natives for GSPO. All response tokens are trained. Every repetition times all sides one after
+the other, in alternating order, on the same weights; the table shows medians, and medians of the *paired* ratios to packed rows.
+Peak memory is taken in an update of its own, beyond weights, gradients and optimizer: on CUDA the allocator's peak, on a CPU the
+most bytes that storages made by operations held at one time. A side's micro-batches hold as many tokens as the largest side needs.
+
+The whole step is measured (update; in stage I the reference's log-probs of first attempts besides) except for generation, whose
+cost is stated: the paper's Table 2 gives 688.9 s of 1322.8 s for 16 responses and 344.7 s for 8 (arXiv 2602.08503). In units of
+what is not generation for GSPO in packed rows that is 1.087 and 0.544.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.live_bytes import LiveBytes
+from benchmarks.random_policy import SHAPES, Workload, random_checkpoint, recorded_workload, single_rank
+from benchmarks.recorded_batch import BANNED, StepSettings, octopus_groups
+from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
+from octopus_mcore.config.section import PluginConfig
+from octopus_mcore.experience.types import TrainingSignal
+from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
+from octopus_mcore.policy.policy import Policy, UpdateReport
+from octopus_mcore.policy.rows import Row
+from octopus_mcore.runtime.world import World, device_model, join_world
+
+GENERATION_16, GENERATION_8, TOTAL_16 = 688.9, 344.7, 1322.8
+"""Seconds a step of GSPO with 16 and Octopus with 8 responses generates, and of the whole step of GSPO with 16: the paper's
+Table 2."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to compute one method's group."""
+
+    method: str
+    form: str
+    work: Workload
+    policy: Policy
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, {self.form}"
+
+
+def padded(work: Workload) -> Workload:
+    """The same rows, each filled up to the longest one with tokens that nothing selects."""
+    longest = max(len(row) for row in work.rows)
+    rows, signals = [], []
+    for row, signal in zip(work.rows, work.objective.signals, strict=True):
+        fill = longest - len(row)
+        rows.append(replace(row, token_ids=np.append(row.token_ids, np.full(fill, 8))))
+        masks = TrainingSignal(*(np.append(part, np.zeros(fill, part.dtype)) for part in vars(signal.signal).values()))
+        signals.append(RowSignal(masks, np.append(signal.old_log_probs, np.zeros(fill, np.float32))))
+    return replace(work, rows=rows, objective=PolicyObjective(work.objective.config, signals))
+
+
+def shortened(work: Workload, spread: float, prompt: int) -> Workload:
+    """The same rows, each cut at a random length of its response: its last tokens go, up to a share `spread` of the row."""
+    draw = np.random.default_rng([17, len(work.rows)])
+    rows, signals = [], []
+    for row, signal in zip(work.rows, work.objective.signals, strict=True):
+        length = len(row) - int(draw.uniform(0, spread) * (len(row) - prompt))
+        rows.append(replace(row, token_ids=row.token_ids[:length]))
+        masks = TrainingSignal(*(part[: length - prompt] for part in vars(signal.signal).values()))
+        signals.append(RowSignal(masks, signal.old_log_probs[: length - prompt]))
+    return replace(work, rows=rows, objective=PolicyObjective(work.objective.config, signals))
+
+
+def groups_of(options: argparse.Namespace, settings: StepSettings) -> tuple[Workload, Workload]:
+    """Octopus' groups (n natives and n synthesised rollouts) and GSPO's (2n natives)."""
+    sizes = {"side": options.side, "vocabulary": SHAPES[options.shape][6]}
+    lengths = (options.prompt, options.first, options.correction)
+    octopus = octopus_groups(options.groups, 2 * options.n, *lengths, **sizes)
+    twice = octopus_groups(options.groups, 4 * options.n, *lengths, **sizes)
+    natives = np.flatnonzero(np.arange(len(twice.token_ids)) % (4 * options.n) < 2 * options.n)
+    per_row = {name: getattr(twice, name)[natives] for name in ("token_ids", "group", "advantages", "old_log_probs")}
+    works = [recorded_workload(batch, settings) for batch in (octopus, replace(twice, **per_row))]
+    if options.spread:
+        works = [shortened(work, options.spread, options.prompt) for work in works]
+    return works[0], works[1]
+
+
+def policy_of(options: argparse.Namespace, world: World, share: bool, max_tokens: int, images: dict) -> Policy:
+    config = Config(
+        run=RunConfig(name="benchmark"),
+        model=ModelConfig(path=str(options.folder / options.shape), dtype=options.dtype, recompute=options.recompute),
+        data=DataConfig(train=PluginConfig(target="none:none")),
+        batch=BatchConfig(max_tokens_per_micro_batch=max_tokens, share_prefixes=share),
+        optimizer=OptimizerConfig(lr=1e-6),
+        phases={},
+    )
+    policy = Policy(config, world, images, BANNED)
+    policy.begin_phase(config.optimizer, with_reference=False)
+    return policy
+
+
+def seconds(world: World, call: Callable[[], object]) -> float:
+    def wait() -> None:
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+def update(side: Side) -> UpdateReport:
+    return side.policy.update(side.work.rows, side.work.objective, temperature=1.0, learning_rate=0.0)
+
+
+def peak_bytes(world: World, side: Side) -> int:
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        update(side)
+        return torch.cuda.max_memory_allocated() - before
+    with LiveBytes() as live:
+        update(side)
+    return live.peak
+
+
+def measure_reference(side: Side, first: int) -> None:
+    """What the reference does in stage I: log-probs of first attempts."""
+    rows = [replace(row, token_ids=row.token_ids[: row.prompt_length + first]) for row in side.work.rows]
+    side.policy.log_probs(rows, [np.ones(row.response_length, dtype=bool) for row in rows], temperature=1.0)
+
+
+def table(world: World, sides: list[Side], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Prints one line a side; returns, for each, the median ratio of its times to those of Octopus' packed rows."""
+    reports = {side.name: update(side) for side in sides}  # warms up as well
+    parts: dict[str, Callable[[Side], object]] = {"update": update, "reference": lambda side: measure_reference(side, options.first)}
+    times: dict[tuple[str, str], list[float]] = {(side.name, part): [] for side in sides for part in parts}
+    for repetition in range(options.repetitions):
+        for side in sides if repetition % 2 == 0 else sides[::-1]:
+            for part, call in parts.items():
+                times[side.name, part].append(seconds(world, lambda: call(side)))
+    memory = {side.name: peak_bytes(world, side) for side in sides}
+    base = "Octopus, packed rows"
+    print(f"{'':<24} {'tokens':>8} {'÷':>6} {'TFLOP':>8} {'÷':>6} {'update s':>9} {'÷':>6} {'best ÷':>7} {'peak MiB':>9} {'÷':>6}")
+    for side in sides:
+        own, theirs = reports[side.name], reports[base]
+        ratios = [a / b for a, b in zip(times[side.name, "update"], times[base, "update"], strict=True)]
+        print(
+            f"{side.name:<24} {own.tokens:>8} {own.tokens / theirs.tokens:>6.2f} {own.flops.model / 1e12:>8.3f} "
+            f"{own.flops.model / theirs.flops.model:>6.2f} {statistics.median(times[side.name, 'update']):>9.2f} "
+            f"{statistics.median(ratios):>6.2f} {min(ratios):>7.2f} {memory[side.name] / 2**20:>9.0f} "
+            f"{memory[side.name] / memory[base]:>6.2f}"
+        )
+    return {
+        side.name: {
+            part: statistics.median(a / b for a, b in zip(times[side.name, part], times[base, "update"], strict=True))
+            for part in parts
+        }
+        for side in sides
+    }
+
+
+def whole_steps(ratios: dict[str, dict[str, float]]) -> None:
+    """Prints the steps in units of GSPO's step in packed rows."""
+    unit = ratios["GSPO, packed rows"]["update"]
+    generation = {count: cost / (TOTAL_16 - GENERATION_16) * unit for count, cost in ((16, GENERATION_16), (8, GENERATION_8))}
+    whole = generation[16] + unit
+    print(f"\n{'whole step':<34} {'generation':>11} {'reference':>10} {'update':>8} {'÷ GSPO packed':>14} {'÷ GSPO tree':>12}")
+    tree = generation[16] + ratios["GSPO, tree"]["update"]
+    for name, responses, reference in (
+        ("GSPO, packed rows", 16, False),
+        ("GSPO, tree", 16, False),
+        ("Octopus, packed rows", 8, False),
+        ("Octopus, tree", 8, False),
+        ("Octopus, packed rows", 8, True),
+        ("Octopus, tree", 8, True),
+    ):
+        side = ratios[name]
+        parts = (generation[responses], side["reference"] if reference else 0.0, side["update"])
+        label = name + (", stage I" if reference else ", stage II" if name.startswith("Octopus") else "")
+        print(
+            f"{label:<34} {parts[0] / whole:>11.3f} {parts[1] / whole:>10.3f} {parts[2] / whole:>8.3f} "
+            f"{sum(parts) / whole:>14.3f} {sum(parts) / tree:>12.3f}"
+        )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="step")
+    parser.add_argument("--folder", type=Path, default=Path("build/random"), help="where random checkpoints are kept, by shape")
+    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--n", type=int, default=8, help="natives of an Octopus group")
+    parser.add_argument("--prompt", type=int, default=800)
+    parser.add_argument("--first", type=int, default=700)
+    parser.add_argument("--correction", type=int, default=500)
+    parser.add_argument("--spread", type=float, default=0.0, help="cut rows at random, by at most this share of the response")
+    parser.add_argument("--side", type=int, default=16, help="visual tokens along a side of a prompt's image; 0: none")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--recompute", choices=["none", "selective", "full"], default="none")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repetitions", type=int, default=3)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    single_rank()
+    torch.set_num_threads(options.threads)
+    settings = StepSettings(str(random_checkpoint(options.shape, options.folder / options.shape)))
+    octopus, gspo = groups_of(options, settings)
+    images = octopus.images | gspo.images
+    budget = sum(len(row) for row in padded(octopus).rows)
+    world_settings = RuntimeConfig(threads=options.threads)
+    with join_world(Config.model_fields["parallel"].default_factory(), world_settings) as world:
+        rows, trees = (policy_of(options, world, share, budget, images) for share in (False, True))
+        print(
+            f"{device_model(world.device)}, {options.threads} threads; shape {options.shape}, {options.dtype}; {options.groups} "
+            f"group(s): prompt {options.prompt}, first attempt {options.first}, correction {options.correction}, {options.n} → "
+            f"{2 * options.n}, spread {options.spread}; medians of {options.repetitions}, ÷ is against Octopus' packed rows"
+        )
+        sides = [
+            Side("Octopus", "packed rows", octopus, rows),
+            Side("Octopus", "padded rows", padded(octopus), rows),
+            Side("Octopus", "tree", octopus, trees),
+            Side("GSPO", "packed rows", gspo, rows),
+            Side("GSPO", "tree", gspo, trees),
+        ]
+        whole_steps(table(world, sides, options))
+
+
+if __name__ == "__main__":
+    main()
