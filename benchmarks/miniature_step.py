@@ -4,8 +4,8 @@
     python benchmarks/miniature_step.py --model FOLDER     # an exported model that knows the miniature's format
 
 Every side is a real run of the demo's configuration (`examples/digits_octopus.yaml`) from the same cold-start model, with the
-embedded engine: `octopus-mcore train` writes the seconds of every part of every step to its metrics. Runs of the sides alternate;
-the table shows medians over all their steps but each run's first, and the ratio of the medians to GSPO in rows.
+embedded engine: `octopus-mcore train` writes the seconds of every part of every step to its metrics. Runs of the sides
+alternate; the table shows medians over all their steps but each run's first, and the ratio of the medians to GSPO in rows.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def main() -> None:
         for name in SIDES if repetition % 2 == 0 else reversed(SIDES):
             steps[name] += side_steps(name, model, options)
     print(
-        f"miniature task, {options.prompts} prompts a step, {options.updates} update(s) a step, embedded engine, one thread; medians "
-        f"of {options.repetitions} × {options.steps - 1} steps, seconds; ÷ is the step against that of GSPO in rows and as a tree"
+        f"miniature task, {options.prompts} prompts and {options.updates} update(s) a step, embedded engine, one thread; seconds, "
+        f"medians of {options.repetitions} × {options.steps - 1} steps; ÷ is the step against GSPO's in rows and as a tree"
     )
     show(steps)
 

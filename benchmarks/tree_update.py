@@ -4,11 +4,12 @@
     python benchmarks/tree_update.py --shape 2b --dtype bfloat16 --threads 8              # one GPU
     python benchmarks/tree_update.py --prompt 60 --first 40 --correction 30 --side 2 --repetitions 1    # tries the program out
 
-By default with the paper's lengths: a prompt of 800 tokens with one image, first attempts of 700, corrections of 500; 8 natives and
-8 synthesised rollouts for Octopus, 16 natives for GSPO. All response tokens are trained. Every repetition times all sides one after
-the other, in alternating order, on the same weights; the table shows medians, and medians of the *paired* ratios to packed rows.
-Peak memory is taken in an update of its own, beyond weights, gradients and optimizer: on CUDA the allocator's peak, on a CPU the
-most bytes that storages made by operations held at one time. A side's micro-batches hold as many tokens as the largest side needs.
+By default with the paper's lengths: a prompt of 800 tokens with one image, first attempts of 700, corrections of 500; 8 natives
+and 8 synthesised rollouts for Octopus, 16 natives for GSPO. All response tokens are trained. Every repetition times all sides
+one after the other, in alternating order, on the same weights; the table shows medians, and medians of the *paired* ratios to
+packed rows. Peak memory is taken in an update of its own, beyond weights, gradients and optimizer: on CUDA the allocator's
+peak, on a CPU the most bytes that storages made by operations held at one time. A side's micro-batches hold as many tokens as
+the largest side needs.
 
 The whole step is measured (update; in stage I the reference's log-probs of first attempts besides) except for generation, whose
 cost is stated: the paper's Table 2 gives 688.9 s of 1322.8 s for 16 responses and 344.7 s for 8 (arXiv 2602.08503). In units of
@@ -22,20 +23,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-
 from benchmarks.live_bytes import LiveBytes
-from benchmarks.random_policy import SHAPES, Workload, random_checkpoint, recorded_workload, single_rank
 from benchmarks.recorded_batch import BANNED, StepSettings, octopus_groups
+
+from benchmarks.random_policy import SHAPES, Workload, random_checkpoint, recorded_workload, single_rank
 from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
 from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
-from octopus_mcore.policy.rows import Row
 from octopus_mcore.runtime.world import World, device_model, join_world
 
 GENERATION_16, GENERATION_8, TOTAL_16 = 688.9, 344.7, 1322.8
@@ -145,15 +146,20 @@ def measure_reference(side: Side, first: int) -> None:
 def table(world: World, sides: list[Side], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Prints one line a side; returns, for each, the median ratio of its times to those of Octopus' packed rows."""
     reports = {side.name: update(side) for side in sides}  # warms up as well
-    parts: dict[str, Callable[[Side], object]] = {"update": update, "reference": lambda side: measure_reference(side, options.first)}
+    parts: dict[str, Callable[[Side], object]] = {
+        "update": update,
+        "reference": lambda side: measure_reference(side, options.first),
+    }
     times: dict[tuple[str, str], list[float]] = {(side.name, part): [] for side in sides for part in parts}
     for repetition in range(options.repetitions):
         for side in sides if repetition % 2 == 0 else sides[::-1]:
             for part, call in parts.items():
-                times[side.name, part].append(seconds(world, lambda: call(side)))
+                times[side.name, part].append(seconds(world, partial(call, side)))
     memory = {side.name: peak_bytes(world, side) for side in sides}
     base = "Octopus, packed rows"
-    print(f"{'':<24} {'tokens':>8} {'÷':>6} {'TFLOP':>8} {'÷':>6} {'update s':>9} {'÷':>6} {'best ÷':>7} {'peak MiB':>9} {'÷':>6}")
+    print(
+        f"{'':<24} {'tokens':>8} {'÷':>6} {'TFLOP':>8} {'÷':>6} {'update s':>9} {'÷':>6} {'best ÷':>7} {'peak MiB':>9} {'÷':>6}"
+    )
     for side in sides:
         own, theirs = reports[side.name], reports[base]
         ratios = [a / b for a, b in zip(times[side.name, "update"], times[base, "update"], strict=True)]
@@ -227,8 +233,8 @@ def main() -> None:
         rows, trees = (policy_of(options, world, share, budget, images) for share in (False, True))
         print(
             f"{device_model(world.device)}, {options.threads} threads; shape {options.shape}, {options.dtype}; {options.groups} "
-            f"group(s): prompt {options.prompt}, first attempt {options.first}, correction {options.correction}, {options.n} → "
-            f"{2 * options.n}, spread {options.spread}; medians of {options.repetitions}, ÷ is against Octopus' packed rows"
+            f"group(s) of {options.prompt} + {options.first} + {options.correction} tokens, {options.n} → {2 * options.n}, spread "
+            f"{options.spread}; medians of {options.repetitions}; ÷ is against Octopus' packed rows"
         )
         sides = [
             Side("Octopus", "packed rows", octopus, rows),

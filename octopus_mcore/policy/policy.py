@@ -21,10 +21,10 @@ from octopus_mcore.models.exporting import WeightExporter
 from octopus_mcore.models.precision_audit import PrecisionReport, PrecisionWatch, audit
 from octopus_mcore.models.weight_stream import WeightStream, WeightStreamTarget
 from octopus_mcore.policy.losses import add_stats, means
-from octopus_mcore.policy.objectives import LossRecord, PolicyObjective, SupervisedObjective, measure
+from octopus_mcore.policy.objectives import PolicyObjective, SupervisedObjective, measure
 from octopus_mcore.policy.offload import check_offload
 from octopus_mcore.policy.optimizer_state import distributed_parts
-from octopus_mcore.policy.packing import plan_micro_batches
+from octopus_mcore.policy.packing import PlanBalance, plan_balance, plan_micro_batches
 from octopus_mcore.policy.prefixes import prefix_order, row_order
 from octopus_mcore.policy.residence import Part, Residence
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
@@ -37,8 +37,9 @@ from octopus_mcore.runtime.world import World
 @dataclass(frozen=True)
 class UpdateReport:
     """One optimizer update of a global mini-batch: `losses` holds `loss` and its terms, `means` the statistics of
-    `policy.losses`, then gradient norm and learning rate, and over all replicas the tokens of its rows and the operations of
-    its forward and backward passes."""
+    `policy.losses`, then gradient norm and learning rate, and over all replicas the tokens that were computed and the
+    operations of its forward and backward passes. `row_tokens` is how many tokens its rows have, each counted whole, and
+    `balance` how they were dealt to micro-batches and ranks."""
 
     losses: Mapping[str, float]
     means: Mapping[str, float]
@@ -46,6 +47,8 @@ class UpdateReport:
     learning_rate: float
     tokens: int = 0
     flops: Flops = Flops()
+    row_tokens: int = 0
+    balance: PlanBalance | None = None
 
 
 class Policy:
@@ -128,33 +131,31 @@ class Policy:
         for chunk in self.main.trained:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        records = self._run(rows, objective, temperature)
+        work = self._plan(rows, objective.selections)
+        head = HeadSettings(temperature, self._banned, with_entropy=True)
+        records = self._pass(self.main, work, objective, head, forward_only=False)
         grad_norm = apply_update(self.optimizer, learning_rate)
         self.version += 1
-        gathered = [record for part in self._world.all_gather(records) for record in part]
+        # One rank of each last stage tells, so that everything is counted once.
+        gathered = [record for part in self._world.all_gather(records if self._world.leads_stage else []) for record in part]
         losses = {name: float(sum(record.losses[name] for record in gathered)) for name in gathered[0].losses}
-        work = sum((record.work for record in gathered), Work())
-        flops = model_flops(self.main.shape, self._config.parallel, work, Compute.of(self._config.model))
+        done = sum((record.work for record in gathered), Work())
+        flops = model_flops(self.main.shape, self._config.parallel, done, Compute.of(self._config.model))
         return UpdateReport(
             losses,
             means(add_stats(*(record.stats for record in gathered))),
             grad_norm,
             learning_rate,
-            work.tokens,
+            done.tokens,
             flops,
+            sum(len(row) for row in rows),
+            work.balance,
         )
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:
         """The current weights as Hugging Face tensors (see `WeightExporter.stream`)."""
         self.residence.require(Part.PARAMETERS)
         return self._exporter.stream(target)
-
-    def _run(self, rows: Sequence[Row], objective: TokenFunction, temperature: float) -> list[LossRecord]:
-        """Forward and backward; the records, on one rank of the last stage only, so that they are counted once."""
-        head = HeadSettings(temperature, self._banned, with_entropy=True)
-        work = self._plan(rows, objective.selections)
-        records = self._pass(self.main, work, objective, head, forward_only=False)
-        return records if self._world.leads_stage else []
 
     def _pass(self, role: Role, work: Pass, function: TokenFunction, head: HeadSettings, forward_only: bool) -> list[Any]:
         """`run_pass`; the policy's first one that reaches all layers is watched by the precision audit."""
@@ -168,8 +169,9 @@ class Policy:
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
         order = prefix_order(rows) if self._config.batch.share_prefixes else row_order(rows)
+        loads = row_loads(order, rows, selections, self.main.shape.decoder, Compute.of(self._config.model).recompute)
         plan = plan_micro_batches(
-            row_loads(order, rows, selections, self.main.shape.decoder, Compute.of(self._config.model).recompute),
+            loads,
             self._config.batch.max_tokens_per_micro_batch,
             self._world.data_size,
             multiple_of=self._config.token_multiple,
@@ -178,7 +180,8 @@ class Policy:
             rounds_of=self._world.pipeline_size if len(self.main.chunks) > 1 else 1,
         )
         planned = [PlannedRows(*order.pick(places)) for places in plan[self._world.data_rank]]
-        return Pass(rows, selections, planned, self._config.token_multiple)
+        balance = plan_balance(plan, loads, self._config.token_multiple)
+        return Pass(rows, selections, planned, self._config.token_multiple, balance)
 
     def _gradient_buffers(self) -> Iterator[torch.Tensor]:
         for chunk in self.main.trained:

@@ -24,6 +24,7 @@ from octopus_mcore.models.context import ContextShare, spread_values
 from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.interleaved import interleaved_arguments
+from octopus_mcore.policy.packing import PlanBalance
 from octopus_mcore.policy.role import Role
 from octopus_mcore.policy.rows import Row, pack_rows, to_device
 from octopus_mcore.policy.token_head import selected_log_probs
@@ -57,13 +58,14 @@ class PlannedRows:
 
 @dataclass(frozen=True)
 class Pass:
-    """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches, and what their
-    lengths are padded to a multiple of (`Config.token_multiple`)."""
+    """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches, what their
+    lengths are padded to a multiple of (`Config.token_multiple`), and how evenly all replicas' micro-batches are filled."""
 
     rows: Sequence[Row]
     selections: Sequence[np.ndarray]
     micro_batches: Sequence[PlannedRows]
     multiple_of: int
+    balance: PlanBalance
 
 
 def run_pass(
