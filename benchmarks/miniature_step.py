@@ -123,8 +123,8 @@ def main() -> None:
         for name in SIDES if repetition % 2 == 0 else reversed(SIDES):
             steps[name] += side_steps(name, model, options)
     print(
-        f"miniature task, {options.prompts} prompts and {options.updates} update(s) a step, embedded engine, one thread; seconds, "
-        f"medians of {options.repetitions} × {options.steps - 1} steps; ÷ is the step against GSPO's in rows and as a tree"
+        f"miniature task, {options.prompts} prompts and {options.updates} update(s) a step, embedded engine, one thread; "
+        f"seconds, medians of {options.repetitions} × {options.steps - 1} steps; ÷ is the step over GSPO's in rows and as a tree"
     )
     show(steps)
 

@@ -232,9 +232,9 @@ def main() -> None:
     with join_world(Config.model_fields["parallel"].default_factory(), world_settings) as world:
         rows, trees = (policy_of(options, world, share, budget, images) for share in (False, True))
         print(
-            f"{device_model(world.device)}, {options.threads} threads; shape {options.shape}, {options.dtype}; {options.groups} "
-            f"group(s) of {options.prompt} + {options.first} + {options.correction} tokens, {options.n} → {2 * options.n}, spread "
-            f"{options.spread}; medians of {options.repetitions}; ÷ is against Octopus' packed rows"
+            f"{device_model(world.device)}, {options.threads} threads; shape {options.shape}, {options.dtype}; "
+            f"{options.groups} group(s) of {options.prompt} + {options.first} + {options.correction} tokens, {options.n} → "
+            f"{2 * options.n}, spread {options.spread}; medians of {options.repetitions}; ÷ is over Octopus' packed rows"
         )
         sides = [
             Side("Octopus", "packed rows", octopus, rows),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from octopus_mcore.models.costs.flops import Flops, Work
 from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.policy.packing import PlanBalance
 from octopus_mcore.policy.policy import UpdateReport
 from octopus_mcore.policy.rows import pack_rows
 from octopus_mcore.policy.work import micro_batch_work
@@ -77,6 +78,20 @@ def test_rates_and_shares_of_the_peak() -> None:
     )
     assert "perf/mfu" not in performance_metrics(reports, 2.0, 4, peak=None)
     assert performance_metrics([], 2.0, 4, peak=2e12) == {}
+
+
+def test_updates_tell_what_trees_saved_and_how_even_the_work_was() -> None:
+    halves = PlanBalance(0.9, 1.2, 1.5, micro_batches=2, empty=1, tokens=300, repeated=30)
+    even = PlanBalance(1.0, 1.0, 1.0, micro_batches=4, empty=0, tokens=100, repeated=0)
+    reports = [
+        UpdateReport({}, {}, 1.0, 0.1, tokens=300, row_tokens=700, balance=halves),
+        UpdateReport({}, {}, 1.0, 0.1, tokens=100, row_tokens=200, balance=even),
+    ]
+    metrics = performance_metrics(reports, seconds=2.0, ranks=4, peak=None)
+    expected = {"update_tokens": 400, "row_tokens": 900, "useful": 0.95, "repeated": 0.05, "rank_imbalance": 1.1}
+    expected |= {"micro_batch_imbalance": 1.25, "micro_batches": 3, "empty": 0.5}
+    found = {name.removeprefix("batch/"): value for name, value in metrics.items() if name.startswith("batch/")}
+    assert found == pytest.approx(expected)
 
 
 def test_selections_count_once_per_row() -> None:
