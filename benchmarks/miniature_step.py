@@ -124,7 +124,7 @@ def main() -> None:
             steps[name] += side_steps(name, model, options)
     print(
         f"miniature task, {options.prompts} prompts and {options.updates} update(s) a step, embedded engine, one thread; "
-        f"seconds, medians of {options.repetitions} × {options.steps - 1} steps; ÷ is the step over GSPO's in rows and as a tree"
+        f"seconds, medians of {options.repetitions} × {options.steps - 1} steps; ÷ is over GSPO's step in rows and as a tree"
     )
     show(steps)
 
