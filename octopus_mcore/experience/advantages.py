@@ -48,8 +48,9 @@ def normalise(rewards: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def constant(value: float, length: int) -> np.ndarray:
-    """The same advantage for each of `length` tokens, float32 [length]: a read-only view of one number, 4 bytes in all."""
-    return np.broadcast_to(np.float32(value), (length,))
+    """The same advantage for each of `length` tokens, float32 [length]: a read-only array whose elements are one number in
+    memory (stride 0), 4 bytes in all."""
+    return np.ndarray((length,), np.float32, buffer=np.float32(value).tobytes(), strides=(0,))
 
 
 def token_advantages(group: Group, mode: AdvantageMode, epsilon: float, pair_judgement: PairJudgement) -> list[np.ndarray]:

@@ -40,8 +40,7 @@ class TokenIds(Sequence[int]):
 
     @classmethod
     def _holding(cls, array: np.ndarray) -> TokenIds:
-        """Ids in an int32 array that nobody else will write to; not copied."""
-        array.flags.writeable = False
+        """Ids in a read-only int32 array; not copied."""
         ids = cls.__new__(cls)
         ids._ids = array
         return ids
@@ -63,7 +62,9 @@ class TokenIds(Sequence[int]):
 
     def __add__(self, other: Sequence[int]) -> TokenIds:
         tail = other if isinstance(other, TokenIds) else TokenIds(other)
-        return self._holding(np.concatenate([self._ids, tail._ids]))
+        joined = np.concatenate([self._ids, tail._ids])
+        joined.flags.writeable = False
+        return self._holding(joined)
 
     def __radd__(self, other: tuple[int, ...]) -> tuple[int, ...]:
         return (*other, *self)

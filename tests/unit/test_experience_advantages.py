@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.config.schema import RecombineConfig
-from octopus_mcore.experience.advantages import normalise, token_advantages
+from octopus_mcore.experience.advantages import constant, normalise, token_advantages
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.types import SpanKind
 from octopus_mcore.rewards.shaping import excluded
@@ -143,3 +143,12 @@ def test_separate_does_not_blame_a_cut_response_for_stopping():
     cut = replace(group, rollouts=(*group.rollouts[:2], replace(group.rollouts[2], finish_reason="length")))
     assert advantages(group, "separate")[2][-1] != 0
     assert (advantages(cut, "separate")[2] == 0).all()
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_a_constant_advantage_is_an_ordinary_array_that_takes_one_number_of_memory(length):
+    values = constant(-0.3, length)
+    np.testing.assert_array_equal(values, np.full(length, -0.3, dtype=np.float32))
+    assert values.dtype == np.float32 and values.strides == (0,) and not values.flags.writeable
+    assert values.tobytes() == np.full(length, -0.3, dtype=np.float32).tobytes()
+    assert values[np.ones(length, dtype=bool)].flags.writeable, "what is selected from it is a copy"
