@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen3VLConfig
+from transformers import PretrainedConfig, Qwen3Config, Qwen3VLConfig
 
+from benchmarks.recorded_batch import IMAGE, IMAGE_END, IMAGE_START, PATCH, RecordedBatch, StepSettings
 from octopus_mcore.config.precision import FP8Config
 from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
 from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, TrainingSignal
-from octopus_mcore.models.families import expected_tensors
+from octopus_mcore.models.families import expected_tensors, family_of
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row
@@ -30,31 +31,34 @@ SHAPES = {
     # layers, hidden, MLP, query heads, key-value heads, head, vocabulary, tied; tower: depth, hidden, MLP, heads, deepstack
     "tiny": (2, 64, 128, 4, 2, 16, 512, True, (2, 32, 64, 2, (0, 1))),
     "small": (4, 256, 512, 8, 4, 32, 1024, False, (2, 64, 128, 2, (0, 1))),
+    "step": (4, 256, 768, 8, 4, 32, 4096, False, (2, 64, 128, 2, (0, 1))),
     "2b": (28, 2048, 6144, 16, 8, 128, 151936, True, (24, 1024, 4096, 16, (5, 11, 17))),
     "8b": (36, 4096, 12288, 32, 8, 128, 151936, False, (27, 1152, 4304, 16, (8, 16, 24))),
 }
-"""Qwen3-VL's dense models, and two for trying programs out: `small` has sides that every FP8 recipe takes."""
+"""Qwen3-VL's dense models, and three for CPUs: `tiny` tries programs out, `small` has sides that every FP8 recipe takes, and in
+`step` the parts of a step have about the shares that they have in `2b`."""
 
-_PATCH = 3 * 2 * 16 * 16
 
-
-def shape_config(name: str) -> Qwen3VLConfig:
-    """The configuration of a shape; vision tokens are the first ids behind 4."""
+def shape_config(name: str, vision: bool = True) -> PretrainedConfig:
+    """The configuration of a shape, as Qwen3-VL, or as Qwen3 without its tower. Vision tokens are the first ids behind 4."""
     layers, hidden, ffn, heads, groups, head, vocabulary, tied, tower = SHAPES[name]
+    text = dict(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head,
+        max_position_embeddings=262144,
+    )
+    rope = dict(rope_type="default", rope_theta=5e6)
+    if not vision:
+        return Qwen3Config(**text, rope_parameters=rope, tie_word_embeddings=tied)
     depth, width, inner, tower_heads, deepstack = tower
     sections = [head // 2 - 2 * (head // 6), head // 6, head // 6]
     return Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=ffn,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            head_dim=head,
-            max_position_embeddings=262144,
-            rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=sections, mrope_interleaved=True),
-        ),
+        text_config=text | {"rope_parameters": rope | dict(mrope_section=sections, mrope_interleaved=True)},
         vision_config=dict(
             depth=depth,
             hidden_size=width,
@@ -63,18 +67,19 @@ def shape_config(name: str) -> Qwen3VLConfig:
             out_hidden_size=hidden,
             deepstack_visual_indexes=list(deepstack),
         ),
-        image_token_id=5,
+        image_token_id=IMAGE,
         video_token_id=6,
-        vision_start_token_id=4,
-        vision_end_token_id=7,
+        vision_start_token_id=IMAGE_START,
+        vision_end_token_id=IMAGE_END,
         tie_word_embeddings=tied,
     )
 
 
-def random_checkpoint(shape: str, folder: Path) -> Path:
+def random_checkpoint(shape: str, folder: Path, vision: bool = True) -> Path:
     """A checkpoint with random bfloat16 weights in `folder`; one that is there already is taken as it is."""
     if not (folder / "model.safetensors").is_file():
-        config = shape_config(shape)
+        config = shape_config(shape, vision)
+        config.architectures = [family_of(config).hf_class.__name__]
         config.save_pretrained(folder)
         generator = torch_generator("random policy", shape)
         tensors = {
@@ -107,9 +112,9 @@ def workload(rows: int, prompt: int, response: int, images: int, side: int, voca
         tokens, references = list(draw.integers(8, vocabulary, prompt)), []
         for index in range(images):
             key, grid = f"{number}.{index}", (1, 2 * side, 2 * side)
-            pictures[key] = ProcessedImage(draw.standard_normal((4 * side * side, _PATCH), dtype=np.float32), grid)
+            pictures[key] = ProcessedImage(draw.standard_normal((4 * side * side, PATCH), dtype=np.float32), grid)
             references.append(ImageRef(key, len(tokens) + 1, grid, side * side))
-            tokens += [4, *[5] * (side * side), 7]
+            tokens += [IMAGE_START, *[IMAGE] * (side * side), IMAGE_END]
         lengths.append(len(tokens))
         tokens += list(draw.integers(8, vocabulary, response))
         made.append(Row(f"row {number}", np.array(tokens, dtype=np.int64), lengths[-1], tuple(references)))
@@ -122,6 +127,41 @@ def workload(rows: int, prompt: int, response: int, images: int, side: int, voca
         for _ in range(rows)
     ]
     return Workload(made, pictures, PolicyObjective(LossConfig(kind="grpo"), signals))
+
+
+def recorded_workload(batch: RecordedBatch, settings: StepSettings) -> Workload:
+    """A recorded batch as rows; rows of a group share their image, and their prompt's and first attempts' ids."""
+    # Keys stand for contents: batches of one run are told apart by theirs.
+    keys = [f"{number}.{pixels.sum():.6f}" for number, pixels in enumerate(batch.pixels)]
+    images = {key: ProcessedImage(pixels, batch.grid) for key, pixels in zip(keys, batch.pixels, strict=True)}
+    rows = []
+    for number, (tokens, group) in enumerate(zip(batch.token_ids, batch.group.tolist(), strict=True)):
+        references = (ImageRef(keys[group], batch.image_offset, batch.grid, batch.side**2),) if batch.side else ()
+        rows.append(Row(f"row {number}", tokens, batch.prompt_length, references))
+    everything = np.ones(batch.responses.shape[1], dtype=bool)
+    signals = [
+        RowSignal(TrainingSignal(everything, ~everything, np.full(len(everything), advantage, dtype=np.float32)), old)
+        for advantage, old in zip(batch.advantages, batch.old_log_probs, strict=True)
+    ]
+    loss = LossConfig(
+        kind=settings.loss, clip_low=settings.clip_low, clip_high=settings.clip_high, dual_clip=settings.dual_clip
+    )
+    return Workload(rows, images, PolicyObjective(loss, signals))
+
+
+def step_config(settings: StepSettings, share_prefixes: bool, parallel: dict | None = None) -> Config:
+    """Our run's configuration for a step's settings, in float32."""
+    return Config(
+        run=RunConfig(name="benchmark"),
+        parallel=parallel or {},
+        model=ModelConfig(path=settings.checkpoint, dtype="float32"),
+        data=DataConfig(train=PluginConfig(target="none:none")),
+        batch=BatchConfig(max_tokens_per_micro_batch=settings.max_tokens, **({"share_prefixes": share_prefixes} if "share_prefixes" in BatchConfig.model_fields else {})),
+        optimizer=OptimizerConfig(
+            lr=settings.learning_rate, weight_decay=settings.weight_decay, clip_grad=settings.clip_grad
+        ),
+        phases={},
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
