@@ -35,9 +35,11 @@ def serve(policy: Policy, world: World, settings: StepSettings, images: dict) ->
         clock = Clock()
         report = policy.update(work.rows, work.objective, temperature=1.0, learning_rate=settings.learning_rate)
         world.barrier()
+        measured = clock.read()
         if world.is_main:
-            found = {"loss": report.losses["loss"], "grad_norm": report.grad_norm, "tokens": report.tokens}
-            answer(found | clock.read())
+            found = {"loss": report.losses["loss"], "grad_norm": report.grad_norm}
+            counts = {"tokens": report.tokens, "row_tokens": sum(len(row) for row in work.rows)}
+            answer(found | counts | measured)
 
 
 def main() -> None:

@@ -156,7 +156,7 @@ def step_config(settings: StepSettings, share_prefixes: bool, parallel: dict | N
         parallel=parallel or {},
         model=ModelConfig(path=settings.checkpoint, dtype="float32"),
         data=DataConfig(train=PluginConfig(target="none:none")),
-        batch=BatchConfig(max_tokens_per_micro_batch=settings.max_tokens, **({"share_prefixes": share_prefixes} if "share_prefixes" in BatchConfig.model_fields else {})),
+        batch=BatchConfig(max_tokens_per_micro_batch=settings.max_tokens, share_prefixes=share_prefixes),
         optimizer=OptimizerConfig(
             lr=settings.learning_rate, weight_decay=settings.weight_decay, clip_grad=settings.clip_grad
         ),

@@ -14,13 +14,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _MARK = "@answer "
 DEADLINE_SECONDS = 300.0
+TOLERANCE = 1e-4
+"""Relative difference between sides in loss and gradient norm that a float32 step may show."""
 
 
 class SideFailed(RuntimeError):
@@ -132,6 +134,17 @@ def sides(**wanted: Callable[[], Side]) -> Iterator[dict[str, Side]]:
     finally:
         for side in running.values():
             side.close()
+
+
+def check_equal(found: Mapping[str, Sequence[Mapping[str, float]]], reference: str) -> None:
+    """Raises AssertionError where the answers of two sides differ in loss or gradient norm beyond float32's precision."""
+    for kind, answers in found.items():
+        for number, (ours, theirs) in enumerate(zip(answers, found[reference], strict=True)):
+            for name in ("loss", "grad_norm"):
+                # A loss may be near 0 by cancellation, so 1 counts as its size then.
+                scale = max(abs(theirs[name]), 1.0 if name == "loss" else 0.0)
+                if not abs(ours[name] - theirs[name]) <= TOLERANCE * scale:
+                    raise AssertionError(f"step {number}: {name} is {ours[name]} in {kind}, {theirs[name]} in {reference}")
 
 
 def in_turn(names: Sequence[str], repetitions: int) -> Iterator[list[str]]:

@@ -19,17 +19,14 @@ import argparse
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.random_policy import SHAPES, random_checkpoint
 from benchmarks.recorded_batch import RecordedBatch, StepSettings, octopus_groups
-from benchmarks.side_process import Side, in_turn, sides
+from benchmarks.side_process import Side, check_equal, in_turn, sides
 
 PROGRAMS = Path(__file__).parent
-TOLERANCE = 1e-4
-"""Relative difference between sides in loss and gradient norm that a float32 step may show."""
 CLIPS = {"gspo": (3e-4, 4e-4), "grpo": (0.2, 0.28)}
 """Usual clip distances of each loss."""
 
@@ -91,20 +88,8 @@ def measure(kinds: list[str], settings: Path, batch: Path, repetitions: int, trl
         for order in in_turn(kinds, repetitions + 1):
             for kind in order:
                 found[kind].append(running[kind].ask(batch=str(batch)))
-    check_equal(found)
+    check_equal(found, "plain")
     return {kind: answers[1:] for kind, answers in found.items()}
-
-
-def check_equal(found: Answers) -> None:
-    """Raises AssertionError where the steps of two sides differ in loss or gradient norm beyond float32's precision."""
-    reference = found["plain"]
-    for kind, answers in found.items():
-        for number, (ours, theirs) in enumerate(zip(answers, reference, strict=True)):
-            for name in ("loss", "grad_norm"):
-                # A loss may be near 0 by cancellation, so 1 counts as its size then.
-                scale = max(abs(theirs[name]), 1.0 if name == "loss" else 0.0)
-                if abs(ours[name] - theirs[name]) > TOLERANCE * scale:
-                    raise AssertionError(f"step {number}: {name} is {ours[name]} in {kind} and {theirs[name]} in plain")
 
 
 def paired(found: Answers, kind: str, other: str, clock: str = "seconds") -> float:
