@@ -3,9 +3,9 @@
     python benchmarks/growth.py --folder build/growth --plot docs/growth.png
     python benchmarks/growth.py --folder build/growth --axes ranks --layouts tensor=2 data=4
 
-The model is a random Qwen3 (`--shape`), float32, one thread a rank; batches are groups as Octopus recombines them, as rows and as
-prefix trees (`batch.share_prefixes` off and on). `×` is the median of the paired ratios to the line before (for ranks: to one
-rank on the same batch): every repetition asks all sides in turn.
+The model is a random Qwen3 (`--shape`), float32, one thread a rank; batches are groups as Octopus recombines them, as rows and
+as prefix trees (`batch.share_prefixes` off and on; ranks: trees). `×` is the median of the paired ratios to the line before (for
+ranks: to one rank on the same batch): every repetition asks all sides in turn.
 
 What the ranks here can show: that a layout's work is shared out and what it adds. What they cannot: how fast it is. All ranks
 share this machine's cores, so more ranks than cores take turns, and messages between them are copies through gloo.
@@ -76,7 +76,8 @@ class Batches:
         self._folder: Path = options.folder
         self._folder.mkdir(parents=True, exist_ok=True)
         checkpoint = random_checkpoint(options.shape, self._folder / f"{options.shape}-text", vision=False)
-        settings = StepSettings(str(checkpoint), max_tokens=options.max_tokens)
+        # At a learning rate of 0 the order of batches plays no part: sides must agree wherever they got the same one.
+        settings = StepSettings(str(checkpoint), max_tokens=options.max_tokens, learning_rate=0.0)
         self.settings = settings.save(self._folder / "growth.json")
 
     def path(self, prompts: int = 1, n: int = 1, length: int = 1) -> Path:
@@ -128,6 +129,9 @@ def measure(
             for key in order:
                 name, path = steps[key]
                 found[key].append(running[name].ask(batch=path))
+    for path in {path for _, path in steps.values()}:
+        same = {str(key): found[key] for key, (_, its) in steps.items() if its == path}
+        check_equal(same, reference=next(iter(same)))
     return [
         Point(
             axis,

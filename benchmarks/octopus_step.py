@@ -1,6 +1,6 @@
 """Our trainer's step as a side of a yardstick: `Policy.update` on a recorded batch, in any layout.
 
-    octopus_step.py SETTINGS [--share-prefixes] [--tensor N] [--pipeline N] [--data N]
+octopus_step.py SETTINGS [--share-prefixes] [--tensor N] [--pipeline N] [--data N]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from benchmarks.random_policy import recorded_workload, step_config
 from benchmarks.recorded_batch import BANNED, RecordedBatch, StepSettings
 from benchmarks.side_process import Clock, answer, receive
+from octopus_mcore.config.schema import Config
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.runtime.world import World, join_world
 
@@ -26,20 +27,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def serve(policy: Policy, world: World, settings: StepSettings, images: dict) -> None:
-    """Answers requests on rank 0; the other ranks take part."""
-    while request := world.broadcast(receive() if world.is_main else None):
-        work = recorded_workload(RecordedBatch.load(Path(request["batch"])), settings)
-        images |= work.images
-        world.barrier()
+class OctopusStep:
+    """Our policy in the world's layout, and steps on recorded batches. Collective."""
+
+    def __init__(self, settings: StepSettings, config: Config, world: World) -> None:
+        self._settings, self._world = settings, world
+        self._images: dict = {}
+        banned = BANNED if hasattr(AutoConfig.from_pretrained(settings.checkpoint), "vision_config") else ()
+        self._policy = Policy(config, world, self._images, banned)
+        self._policy.begin_phase(config.optimizer, with_reference=False)
+
+    def __call__(self, batch: RecordedBatch) -> dict[str, float]:
+        """One update, timed: loss, gradient norm, tokens as computed and as rows, seconds."""
+        work = recorded_workload(batch, self._settings)
+        self._images |= work.images
+        self._world.barrier()
         clock = Clock()
-        report = policy.update(work.rows, work.objective, temperature=1.0, learning_rate=settings.learning_rate)
-        world.barrier()
+        report = self._policy.update(work.rows, work.objective, temperature=1.0, learning_rate=self._settings.learning_rate)
+        self._world.barrier()
         measured = clock.read()
-        if world.is_main:
-            found = {"loss": report.losses["loss"], "grad_norm": report.grad_norm}
-            counts = {"tokens": report.tokens, "row_tokens": sum(len(row) for row in work.rows)}
-            answer(found | counts | measured)
+        found = {"loss": report.losses["loss"], "grad_norm": report.grad_norm, "tokens": report.tokens}
+        return found | {"row_tokens": sum(len(row) for row in work.rows)} | measured
 
 
 def main() -> None:
@@ -47,14 +55,14 @@ def main() -> None:
     settings = StepSettings.load(options.settings)
     layout = {axis: getattr(options, axis) for axis in ("tensor", "pipeline", "data")}
     config = step_config(settings, options.share_prefixes, layout)
-    images: dict = {}
     with join_world(config.parallel, config.runtime) as world:
-        banned = BANNED if hasattr(AutoConfig.from_pretrained(settings.checkpoint), "vision_config") else ()
-        policy = Policy(config, world, images, banned)
-        policy.begin_phase(config.optimizer, with_reference=False)
+        step = OctopusStep(settings, config, world)
         if world.is_main:
             answer({})
-        serve(policy, world, settings, images)
+        while request := world.broadcast(receive() if world.is_main else None):
+            found = step(RecordedBatch.load(Path(request["batch"])))
+            if world.is_main:
+                answer(found)
 
 
 if __name__ == "__main__":

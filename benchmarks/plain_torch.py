@@ -64,9 +64,7 @@ def policy_loss(found: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     log_ratio = found - old
     ratio = log_ratio.mean(1).exp() if settings.loss == "gspo" else log_ratio.exp()
     advantages = advantages if settings.loss == "gspo" else advantages[:, None]
-    loss = torch.maximum(
-        -advantages * ratio, -advantages * ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    )
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high))
     loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * settings.dual_clip), loss)
     return loss.sum() if settings.loss == "gspo" else loss.mean(1).sum()
 

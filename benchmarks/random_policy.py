@@ -158,7 +158,10 @@ def step_config(settings: StepSettings, share_prefixes: bool, parallel: dict | N
         data=DataConfig(train=PluginConfig(target="none:none")),
         batch=BatchConfig(max_tokens_per_micro_batch=settings.max_tokens, share_prefixes=share_prefixes),
         optimizer=OptimizerConfig(
-            lr=settings.learning_rate, weight_decay=settings.weight_decay, clip_grad=settings.clip_grad
+            # A rate of 0 is no configuration; each update is told its own.
+            lr=settings.learning_rate or 1e-6,
+            weight_decay=settings.weight_decay,
+            clip_grad=settings.clip_grad,
         ),
         phases={},
     )

@@ -94,9 +94,7 @@ def measure(kinds: list[str], settings: Path, batch: Path, repetitions: int, trl
 
 def paired(found: Answers, kind: str, other: str, clock: str = "seconds") -> float:
     """Median over repetitions of one side's time over another's."""
-    return statistics.median(
-        ours[clock] / theirs[clock] for ours, theirs in zip(found[kind], found[other], strict=True)
-    )
+    return statistics.median(ours[clock] / theirs[clock] for ours, theirs in zip(found[kind], found[other], strict=True))
 
 
 def report(model: str, found: Answers, batch: RecordedBatch) -> str:
@@ -105,7 +103,7 @@ def report(model: str, found: Answers, batch: RecordedBatch) -> str:
     for kind, answers in found.items():
         seconds, cpu = (statistics.median(each[clock] for each in answers) for clock in ("seconds", "cpu_seconds"))
         lines.append(
-            f"{model:>7} {kind:>6} {int(answers[0].get('tokens', batch.token_ids.size)):>8} {1e3 * seconds:>9.0f} {1e3 * cpu:>9.0f} "
+            f"{model:>7} {kind:>6} {answers[0].get('tokens', batch.token_ids.size):>8} {1e3 * seconds:>9.0f} {1e3 * cpu:>9.0f} "
             f"{paired(found, kind, 'plain'):>10.2f} {paired(found, kind, 'plain', 'cpu_seconds'):>10.2f} "
             f"{answers[0]['loss']:>11.6f} {answers[0]['grad_norm']:>10.6f}"
         )
