@@ -4,8 +4,8 @@
     python benchmarks/growth.py --folder build/growth --axes ranks --layouts tensor=2 data=4
 
 The model is a random Qwen3 (`--shape`), float32, one thread a rank; batches are groups as Octopus recombines them, as rows and
-as prefix trees (`batch.share_prefixes` off and on; ranks: trees). `×` is the median of the paired ratios to the line before (for
-ranks: to one rank on the same batch): every repetition asks all sides in turn.
+as prefix trees (`batch.share_prefixes` off and on; ranks: trees). `×` is the median of the paired ratios to the line before,
+for ranks to one rank on the same batch: every repetition asks all sides in turn.
 
 What the ranks here can show: that a layout's work is shared out and what it adds. What they cannot: how fast it is. All ranks
 share this machine's cores, so more ranks than cores take turns, and messages between them are copies through gloo.
