@@ -18,8 +18,7 @@ from collections.abc import Iterator
 
 import torch
 
-from octopus_mcore.config.schema import ParallelConfig
-from octopus_mcore.models.decoder_config import padded_vocab_size
+from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.models.families import family_of, load_shape
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.layer_spec import unfused_name
@@ -72,7 +71,7 @@ def main() -> None:
     options.add_argument("folder", help="Hugging Face checkpoint folder")
     path = options.parse_args().folder
     shape, folder = load_shape(path), HFFolder(path)
-    entries = family_of(shape.hf).weight_map(shape, padded_vocab_size(shape.decoder, ParallelConfig()))
+    entries = family_of(shape.hf).weight_map(shape, padded_vocabulary(shape.decoder.vocab_size, 1))
     theirs = dict(witness(path))
     problems = [f"{entry.megatron}: mcore-bridge has no such parameter" for entry in entries if entry.megatron not in theirs]
     found = [entry for entry in entries if entry.megatron in theirs]

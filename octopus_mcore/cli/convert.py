@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,9 +39,7 @@ def hf_to_megatron(
         bound_threads(1)
         from octopus_mcore.models.conversion.to_megatron import hf_to_megatron as convert
 
-        with _progress("converting") as watcher:
-            report = convert(source, target, file_mib * _MIB, watcher)
-        _tell(report)
+        _run(partial(convert, source, target, file_mib * _MIB))
 
 
 @app.command()
@@ -55,9 +53,7 @@ def megatron_to_hf(
         bound_threads(1)
         from octopus_mcore.models.conversion.to_hf import megatron_to_hf as convert
 
-        with _progress("converting") as watcher:
-            report = convert(source, target, file_mib * _MIB, watcher)
-        _tell(report)
+        _run(partial(convert, source, target, file_mib * _MIB))
 
 
 @app.command()
@@ -93,6 +89,16 @@ def inspect(path: Annotated[Path, typer.Argument(help="Checkpoint of either kind
         _show(inspect_checkpoint(open_source(path)))
 
 
+def _run(convert: Callable[[Watcher], Report]) -> None:
+    """Converts with a progress bar and says what was written."""
+    with _progress("converting") as watcher:
+        report = convert(watcher)
+    typer.echo(f"{report.target}: {report.parameters:,} parameters, {report.bytes:,} bytes in {report.files} files")
+    if report.resumed_files:
+        typer.echo(f"{report.resumed_files} of them had been finished by a conversion that was ended before")
+    typer.echo(f"SHA-256 of all names and tensors: {report.sha256} (each tensor's stands in report.json)")
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Watcher]:
     """A progress bar over the bytes of all tensors, on the error stream."""
@@ -114,18 +120,9 @@ def _progress(what: str) -> Iterator[Watcher]:
         yield watch
 
 
-def _tell(report: Report) -> None:
-    typer.echo(f"{report.target}: {report.parameters:,} parameters, {report.bytes:,} bytes in {report.files} files")
-    if report.resumed_files:
-        typer.echo(f"{report.resumed_files} of them had been finished by a conversion that was ended before")
-    typer.echo(f"SHA-256 of all names and tensors: {report.sha256} (each tensor's stands in report.json)")
-
-
 def _show(found: Inspection) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    from octopus_mcore.models.conversion.inspection import dtype_name
 
     console = Console()
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -139,6 +136,6 @@ def _show(found: Inspection) -> None:
     table = Table("tensor", "Megatron parameter", "dtype", "shape", "bytes", "where", box=None)
     for row in found.rows:
         shape = "×".join(map(str, row.info.shape))
-        table.add_row(row.name, row.megatron, dtype_name(row.info), shape, f"{row.info.nbytes:,}", row.place)
+        table.add_row(row.name, row.megatron, row.info.dtype_name, shape, f"{row.info.nbytes:,}", row.place)
     # As wide as it is, whatever the terminal: a name that is cut off helps nobody.
     Console(width=_WIDE).print(table)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.model_layout import check_model
-from octopus_mcore.config.precision_checks import check_precision
+from octopus_mcore.config.precision_checks import check_precision, offload_refusal
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
@@ -24,7 +24,8 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
     `world_size` is the number of ranks that were started, None when this command starts them. `hf_config` is the content of the
     checkpoint's `config.json` (`config.load.read_hf_config`), None when the folder does not exist yet.
     """
-    violations = [*_check_world(config, world_size), *check_stage_list(config.parallel), *_check_names(config)]
+    wrong_stages = list(check_stage_list(config.parallel))
+    violations = [*_check_world(config, world_size), *wrong_stages, *_check_names(config)]
     size = data_parallel_size(config, world_size)
     for name, phase in config.phases.items():
         violations += (
@@ -34,7 +35,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
     violations += _check_engine(size, config)
     violations += _check_evaluation(config)
     violations += check_precision(config, hf_config)
-    if hf_config is not None and not any(check_stage_list(config.parallel)):
+    if hf_config is not None and not wrong_stages:
         violations += check_model(hf_config, config.parallel)
     return violations
 
@@ -82,11 +83,14 @@ def _check_names(config: Config) -> Iterator[str]:
 def _check_phase(name: str, phase: SFTPhaseConfig | RLPhaseConfig, model: ModelConfig) -> Iterator[str]:
     if phase.optimizer.min_lr > phase.optimizer.lr:
         yield f"phases.{name}.optimizer: min_lr={phase.optimizer.min_lr:g} is above lr={phase.optimizer.lr:g}"
-    key = f"phases.{name}.optimizer.offload={phase.optimizer.offload:g}"
-    if phase.optimizer.offload and model.dtype != "bfloat16":
-        yield f"{key} needs model.dtype=bfloat16, not {model.dtype}: only then have weights a float32 copy that can move"
-    elif phase.optimizer.offload and model.fp8 is not None and model.fp8.parameters:
-        yield f"{key} does not go with model.fp8.parameters: Megatron-Core's offloading optimizer knows bfloat16 weights only"
+    share = phase.optimizer.offload
+    if refusal := offload_refusal(share, model.dtype):
+        yield f"phases.{name}.{refusal}"
+    elif share and model.fp8 is not None and model.fp8.parameters:
+        yield (
+            f"phases.{name}.optimizer.offload={share:g} does not go with model.fp8.parameters: Megatron-Core's offloading "
+            "optimizer knows bfloat16 weights only"
+        )
 
 
 def _check_sft(name: str, phase: SFTPhaseConfig, data_size: int) -> Iterator[str]:

@@ -29,6 +29,13 @@ def check_precision(config: Config, hf_config: Mapping[str, Any] | None) -> Iter
         yield from _check_shape(hf_config.get("text_config") or hf_config, model, config.parallel)
 
 
+def offload_refusal(share: float, dtype: str) -> str | None:
+    """Why this share of an optimizer cannot move to the host under weights of this dtype; None when it can."""
+    if not share or dtype == "bfloat16":
+        return None
+    return f"optimizer.offload={share:g} needs model.dtype=bfloat16, not {dtype}: only then have weights a float32 copy to move"
+
+
 def _check_options(config: Config) -> Iterator[str]:
     fp8 = config.model.fp8
     if fp8.recipe == "delayed" and fp8.first_layers_bf16 + fp8.last_layers_bf16:

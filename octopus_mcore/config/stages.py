@@ -20,12 +20,6 @@ def stage_layers(layers: int, parallel: ParallelConfig) -> tuple[int, ...]:
     return tuple(share + (0 < stage <= larger) for stage in range(parallel.virtual_stages))
 
 
-def layer_ranks(layers: int, parallel: ParallelConfig) -> tuple[int, ...]:
-    """For each layer of the model, the pipeline rank that holds it."""
-    counts = stage_layers(layers, parallel)
-    return tuple(stage % parallel.pipeline for stage, count in enumerate(counts) for _ in range(count))
-
-
 def check_stages(layers: int, deepstack_levels: int, parallel: ParallelConfig) -> Iterator[str]:
     """What is wrong with the stages of a model of so many layers."""
     given = parallel.stages is not None

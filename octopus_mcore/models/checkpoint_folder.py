@@ -54,7 +54,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file that is complete and on the storage when it gets its name."""
     draft = file.with_name(f"{file.name}.partial")
     with draft.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1)
+        json.dump(content, stream, indent=2)
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())

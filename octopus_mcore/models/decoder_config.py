@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from octopus_mcore.config.model_layout import check_model, padded_vocabulary
+from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.schema import ModelConfig, ParallelConfig
 from octopus_mcore.config.stages import stage_layers
 from octopus_mcore.models.family import DecoderShape, ModelShape
@@ -18,11 +18,6 @@ def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
     """Raises ValueError with everything about this layout that the model does not fit."""
     if violations := check_model(shape.hf.to_dict(), parallel):
         raise ValueError("\n".join(violations))
-
-
-def padded_vocab_size(shape: DecoderShape, parallel: ParallelConfig) -> int:
-    """Vocabulary rows with padding, over all tensor-parallel ranks."""
-    return padded_vocabulary(shape.vocab_size, parallel.tensor)
 
 
 def transformer_config(shape: DecoderShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import AutoConfig, PretrainedConfig
 
-from octopus_mcore.models.checkpoint_folder import REPORT_FILE
+from octopus_mcore.models.checkpoint_folder import REPORT_FILE, write_json
 from octopus_mcore.models.families import TIED_HEAD, expected_tensors
-from octopus_mcore.models.safetensors_file import read_header
+from octopus_mcore.models.safetensors_file import dtype_name, read_header
 from octopus_mcore.models.weight_stream import WeightItem, WeightStream
 
 SINGLE_FILE = "model.safetensors"
@@ -269,14 +269,10 @@ def shard_names(count: int) -> list[str]:
 
 def write_index(folder: Path, manifest: Mapping[str, Mapping[str, Any]], file_of: Mapping[str, str], nbytes: int) -> None:
     """Writes the manifest (by file, its length and SHA-256) and, where there are several files, the index of tensors."""
-    _write_json(folder / MANIFEST_FILE, {"files": manifest})
+    write_json(folder / MANIFEST_FILE, {"files": manifest})
     if len(manifest) > 1:
         content = {"metadata": {"total_size": nbytes}, "weight_map": dict(sorted(file_of.items()))}
-        _write_json(folder / INDEX_FILE, content)
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX_FILE, content)
 
 
 def settle(path: Path) -> None:
@@ -301,13 +297,13 @@ def declare_dtype(file: Path, dtypes: set[torch.dtype]) -> None:
     declared one when it loads."""
     config = json.loads(file.read_text(encoding="utf-8"))
     parts = [part for part in (config, config.get("text_config"), config.get("vision_config")) if part is not None]
-    dtype = str(next(iter(dtypes))).removeprefix("torch.")
+    dtype = dtype_name(next(iter(dtypes)))
     declared = [part.get("dtype", part.get("torch_dtype")) for part in parts]
     if len(dtypes) == 1 and (declared[0] != dtype or not {*declared} <= {dtype, None}):
         for part in parts:
             part.pop("torch_dtype", None)
             part["dtype"] = dtype
-        _write_json(file, config)
+        write_json(file, config)
 
 
 def _swap(draft: Path, target: Path) -> None:

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from octopus_mcore.config.schema import ModelConfig
 from octopus_mcore.models.loading import global_name
 from octopus_mcore.models.model import PolicyModel
+from octopus_mcore.models.safetensors_file import dtype_name
 
 HEAD = "output_layer"
 """The head's name. Its product is the token head's business, on a weight that may be the embedding's."""
@@ -112,7 +113,7 @@ class PrecisionWatch(TorchFunctionMode):
 
     def _note(self, operands: Sequence[torch.Tensor]) -> None:
         if (layer := self._layer_of(operands)) is not None and layer not in self._engine:
-            self._operands[layer].add(_joined(_name(operand.dtype) for operand in operands))
+            self._operands[layer].add(_joined(dtype_name(operand.dtype) for operand in operands))
 
     def seen(self) -> Seen:
         """What ran how, on this rank."""
@@ -159,7 +160,7 @@ def transformer_engine_arithmetic(module: nn.Module) -> str | None:
     if not hasattr(module, "fp8_meta"):
         return None
     if not module.fp8:
-        return _name(module.activation_dtype)
+        return dtype_name(module.activation_dtype)
     recipe = module.fp8_meta["recipe"]
     known = (_RECIPES[base.__name__] for base in type(recipe).__mro__ if base.__name__ in _RECIPES)
     return f"fp8 {next(known, type(recipe).__name__)} {recipe.fp8_format.name.lower()}"
@@ -246,11 +247,7 @@ def _order(layer: str) -> tuple:
 
 
 def _kept(parameters: Iterable[torch.Tensor]) -> str:
-    return _joined("fp8" if is_float8tensor(value) else _name(value.dtype) for value in parameters if value.dim() >= 2)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return _joined("fp8" if is_float8tensor(value) else dtype_name(value.dtype) for value in parameters if value.dim() >= 2)
 
 
 def _joined(names: Iterable[str]) -> str:

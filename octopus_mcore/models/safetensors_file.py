@@ -39,6 +39,16 @@ class TensorInfo:
         """Bytes."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as configurations name it."""
+        return dtype_name(self.dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as configurations name it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Name, shape and dtype of all tensors that the file holds.

@@ -17,14 +17,15 @@ import megatron.core.optimizer as megatron_optimizer
 import torch
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig
 
+from octopus_mcore.config.precision_checks import offload_refusal
+from octopus_mcore.models.safetensors_file import dtype_name
+
 
 def check_offload(share: float, dtype: torch.dtype) -> None:
     """Raises ValueError for a share of offloaded parameters that would go wrong (2 and 3 above), at the start of a run
     rather than at its resume."""
-    if share and dtype != torch.bfloat16:
-        raise ValueError(
-            f"optimizer.offload={share:g} needs model.dtype=bfloat16: only then have weights a float32 copy to move"
-        )
+    if refusal := offload_refusal(share, dtype_name(dtype)):
+        raise ValueError(refusal)
     if 0 < share < 1 and megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         raise ValueError(
             f"optimizer.offload={share:g} leaves part of the optimizer on the device, which needs a fused Adam: install "

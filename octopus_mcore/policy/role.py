@@ -15,9 +15,10 @@ from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.config.schema import Config, OptimizerConfig
 from octopus_mcore.models.checkpoint_folder import read_state
-from octopus_mcore.models.decoder_config import check_layout, padded_vocab_size, transformer_config
+from octopus_mcore.models.decoder_config import check_layout, transformer_config
 from octopus_mcore.models.families import family_of, load_shape
 from octopus_mcore.models.family import ModelShape
 from octopus_mcore.models.hf_folder import HFFolder
@@ -76,7 +77,7 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     shape = load_shape(config.model.folder)
     check_layout(shape, config.parallel)
     megatron = transformer_config(shape.decoder, config.model, config.parallel)
-    vocab_rows = padded_vocab_size(shape.decoder, config.parallel)
+    vocab_rows = padded_vocabulary(shape.decoder.vocab_size, config.parallel.tensor)
     virtual = range(config.parallel.virtual) if config.parallel.virtual > 1 else (None,)
     chunks = tuple(
         PolicyModel(shape, vocab_rows, megatron, config.model.layer_spec, config.model.freeze_vision, stage).to(world.device)

@@ -16,11 +16,11 @@ import pytest
 import torch
 from transformers import PretrainedConfig
 
-from octopus_mcore.config.model_layout import check_model
+from octopus_mcore.config.model_layout import check_model, padded_vocabulary
 from octopus_mcore.config.schema import Config, DataConfig, ModelConfig, ParallelConfig, RunConfig
 from octopus_mcore.config.section import PluginConfig
-from octopus_mcore.config.stages import check_stage_list, layer_ranks, stage_layers
-from octopus_mcore.models.decoder_config import padded_vocab_size
+from octopus_mcore.config.stages import check_stage_list, stage_layers
+from octopus_mcore.models.costs.layout import chunks
 from octopus_mcore.models.families import FAMILIES, expected_tensors, family_of
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.models.loading import global_parameters
@@ -64,7 +64,7 @@ class Model:
 
     def map(self, parallel: ParallelConfig) -> list[WeightEntry]:
         """All entries in this layout."""
-        rows = padded_vocab_size(self._shape.decoder, parallel)
+        rows = padded_vocabulary(self._shape.decoder.vocab_size, parallel.tensor)
         if rows not in self._maps:
             self._maps[rows] = family_of(self.hf).weight_map(self._shape, rows)
         return self._maps[rows]
@@ -73,7 +73,8 @@ class Model:
 def pipeline_rank(name: str, parallel: ParallelConfig) -> int:
     """Who holds a parameter. Layers go where the model's own plan puts them."""
     if name.startswith("decoder.layers."):
-        return layer_ranks(LAYERS, parallel)[int(name.split(".")[2])]
+        layer = int(name.split(".")[2])
+        return next(chunk.rank for chunk in chunks(parallel, LAYERS) if layer in chunk.layers)
     return 0 if name.startswith(("embedding.", "vision.")) else parallel.pipeline - 1
 
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3VLConfig
 
-from octopus_mcore.config.schema import ParallelConfig
-from octopus_mcore.models.decoder_config import padded_vocab_size
+from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.models.families import expected_tensors, family_of
 from octopus_mcore.models.weight_map import GatedEntry, QKVEntry, VocabularyEntry, WeightEntry
 from octopus_mcore.runtime.seeds import torch_generator
@@ -120,7 +119,7 @@ def test_a_ranks_gate_stands_above_the_up_rows_of_the_same_columns(ranks, column
 def entries_of(config: Qwen3VLConfig, tensor: int) -> list[WeightEntry]:
     family = family_of(config)
     shape = family.shape(config)
-    return family.weight_map(shape, padded_vocab_size(shape.decoder, ParallelConfig(tensor=tensor)))
+    return family.weight_map(shape, padded_vocabulary(shape.decoder.vocab_size, tensor))
 
 
 @st.composite

@@ -51,9 +51,5 @@ def _difference(ours: TensorRecord, theirs: TensorRecord) -> str:
     if ours.info.shape != theirs.info.shape:
         return f"shape {list(ours.info.shape)} and {list(theirs.info.shape)}"
     if ours.info.dtype != theirs.info.dtype:
-        return f"{_name(ours)} and {_name(theirs)}"
+        return f"{ours.info.dtype_name} and {theirs.info.dtype_name}"
     return f"other bytes (SHA-256 {ours.sha256[:12]}… and {theirs.sha256[:12]}…)"
-
-
-def _name(record: TensorRecord) -> str:
-    return str(record.info.dtype).removeprefix("torch.")

@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from octopus_mcore.models.checkpoint_folder import write_json
 from octopus_mcore.models.hf_folder import settle
@@ -25,12 +25,28 @@ _LOCK = "lock"
 _SPARE = 64 * 2**20
 """Bytes that must remain free: headers, tokenizer, report."""
 
+_Item = TypeVar("_Item")
+
 Watcher = Callable[[int, int, str], None]
 """Called with bytes done, bytes of all tensors, and the tensor that was done last."""
 
 
 def no_watcher(done: int, total: int, name: str) -> None:
     """Looks away."""
+
+
+def grouped(items: Iterable[_Item], size_of: Callable[[_Item], int], file_bytes: int) -> Iterator[list[_Item]]:
+    """The items of each file: a file takes no more once it has so many bytes."""
+    group: list[_Item] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += size_of(item)
+        if size >= file_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class HashingFile:

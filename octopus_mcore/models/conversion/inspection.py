@@ -42,7 +42,7 @@ def inspect_checkpoint(source: Source) -> Inspection:
     """Describes a checkpoint; reads no tensor."""
     dtypes: Counter[str] = Counter()
     for info in source.tensors.values():
-        dtypes[dtype_name(info)] += info.size
+        dtypes[info.dtype_name] += info.size
     rows = (Row(name, e.megatron, source.tensors[name], source.place(name)) for e in source.entries for name in e.hf)
     others: Counter[str] = Counter()
     if isinstance(source, MegatronSource):
@@ -61,8 +61,3 @@ def inspect_checkpoint(source: Source) -> Inspection:
         state={key: value for key, value in getattr(source, "state", {}).items() if not isinstance(value, dict | list)},
         rows=tuple(rows),
     )
-
-
-def dtype_name(info: TensorInfo) -> str:
-    """The dtype as configurations name it."""
-    return str(info.dtype).removeprefix("torch.")

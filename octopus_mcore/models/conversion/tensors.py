@@ -23,8 +23,7 @@ class TensorRecord:
 
     def to_json(self) -> dict[str, object]:
         """The record as JSON values."""
-        dtype = str(self.info.dtype).removeprefix("torch.")
-        return {"dtype": dtype, "shape": list(self.info.shape), "sha256": self.sha256}
+        return {"dtype": self.info.dtype_name, "shape": list(self.info.shape), "sha256": self.sha256}
 
     @staticmethod
     def from_json(values: Mapping[str, object]) -> TensorRecord:

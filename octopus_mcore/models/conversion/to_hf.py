@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from octopus_mcore.models.conversion.draft import Draft, Watcher, draft_of, no_watcher
+from octopus_mcore.models.conversion.draft import Draft, Watcher, draft_of, grouped, no_watcher
 from octopus_mcore.models.conversion.megatron_source import MegatronSource
 from octopus_mcore.models.conversion.report import Report, write_report
 from octopus_mcore.models.hf_folder import copy_companions, declare_dtype, shard_names, write_index
@@ -38,9 +39,11 @@ def megatron_to_hf(
     plan = {"to": "hf", "source": checkpoint.fingerprint(), "shard_bytes": shard_bytes}
     with draft_of(target, plan, checkpoint.nbytes) as draft:
         shards = _Shards(checkpoint, draft, watcher)
-        groups = list(_grouped(checkpoint, shard_bytes))
-        for name, entries in zip(shard_names(len(groups)), groups, strict=True):
-            shards.write(name, entries)
+        # Wider types first, as the library orders them, so that every tensor is aligned.
+        entries = sorted(checkpoint.entries, key=lambda entry: -checkpoint.tensors[entry.hf[0]].dtype.itemsize)
+        groups = list(grouped(entries, partial(_nbytes, checkpoint), shard_bytes))
+        for name, group in zip(shard_names(len(groups)), groups, strict=True):
+            shards.write(name, group)
         shards.write_index()
         copy_companions(checkpoint.companions, draft.path)
         declare_dtype(draft.path / "config.json", {info.dtype for info in checkpoint.tensors.values()})
@@ -49,19 +52,8 @@ def megatron_to_hf(
     return report
 
 
-def _grouped(source: MegatronSource, shard_bytes: int) -> Iterator[list[WeightEntry]]:
-    """The parameters of each shard: a shard takes no more once it has so many bytes. Wider types come first, as the library
-    orders them, so that every tensor is aligned."""
-    group: list[WeightEntry] = []
-    size = 0
-    for entry in sorted(source.entries, key=lambda entry: -source.tensors[entry.hf[0]].dtype.itemsize):
-        group.append(entry)
-        size += sum(source.tensors[name].nbytes for name in entry.hf)
-        if size >= shard_bytes:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _nbytes(source: MegatronSource, entry: WeightEntry) -> int:
+    return sum(source.tensors[name].nbytes for name in entry.hf)
 
 
 class _Shards:

@@ -7,7 +7,7 @@ shards out of it, and pads the vocabulary as that layout asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from octopus_mcore.models.checkpoint_folder import HF_FOLDER, write_state
-from octopus_mcore.models.conversion.draft import Draft, Watcher, draft_of, no_watcher
+from octopus_mcore.models.conversion.draft import Draft, Watcher, draft_of, grouped, no_watcher
 from octopus_mcore.models.conversion.megatron_source import one_process
 from octopus_mcore.models.conversion.report import Report, write_report
 from octopus_mcore.models.conversion.source import HuggingFaceSource, full_shapes
@@ -132,7 +132,7 @@ class _Writer(FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: _LazyPlanner) -> Future[list[WriteResult]]:
         """Where each item lies, in a future that is done."""
         results = []
-        for number, items in enumerate(_grouped(plan.items, self._file_bytes)):
+        for number, items in enumerate(grouped(plan.items, _nbytes, self._file_bytes)):
             name = f"__0_{number}.distcp"
             receipt = self._draft.receipt(name)
             if receipt is None:
@@ -170,17 +170,3 @@ class _Writer(FileSystemWriter):
 
 def _nbytes(item: WriteItem) -> int:
     return item.tensor_data.size.numel() * item.tensor_data.properties.dtype.itemsize
-
-
-def _grouped(items: Iterable[WriteItem], file_bytes: int) -> Iterator[list[WriteItem]]:
-    """The items of each file: a file takes no more once it has so many bytes."""
-    group: list[WriteItem] = []
-    size = 0
-    for item in items:
-        group.append(item)
-        size += _nbytes(item)
-        if size >= file_bytes:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
