@@ -47,7 +47,7 @@ from octopus_mcore.rollout.sglang import MemoryKind, SGLangServer
 from octopus_mcore.rollout.sglang_launch import launch_command
 from octopus_mcore.rollout.sync import build_transport
 from octopus_mcore.rollout.sync.disk import DiskTransport
-from octopus_mcore.rollout.sync.transport import Transport
+from octopus_mcore.rollout.sync.transport import Transport, differing
 
 
 class ServedEngine:
@@ -242,8 +242,7 @@ class ServedEngine:
         found = Guard(place).checksums() if expected is not None else None
         if found is None:
             return
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        if wrong:
+        if wrong := differing(found, expected):
             raise EngineError(
                 Phase.SYNC,
                 place.server.name,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PretrainedConfig, Qwen2_5_VLConfig, Qwen2Config, Qwen3Config
+from transformers import PretrainedConfig
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_window_index
 
 from octopus_mcore.config.schema import ParallelConfig
@@ -21,45 +21,22 @@ from octopus_mcore.models.families import family_of
 from octopus_mcore.policy.token_head import selected_log_probs
 from tests.tiny import IMAGE_PAD, tiny_config
 
-TEXT = dict(
-    vocab_size=99,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-)
-ROPE = dict(rope_type="default", rope_theta=10000.0)
 GRIDS = [(1, 4, 6), (1, 10, 8), (1, 2, 18)]
 """In patches. Windows of the tiny Qwen2.5-VL are 2 tokens wide: every image has incomplete ones."""
 
 
-def windowed_config() -> Qwen2_5_VLConfig:
-    return Qwen2_5_VLConfig(
-        text_config={**TEXT, "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}},
-        vision_config=dict(
-            depth=3,
-            hidden_size=32,
-            intermediate_size=40,
-            num_heads=2,
-            patch_size=4,
-            window_size=16,
-            fullatt_block_indexes=[1],
-            out_hidden_size=32,
-        ),
-        image_token_id=IMAGE_PAD,
-        video_token_id=6,
-        vision_start_token_id=4,
-        vision_end_token_id=7,
-    )
+def windowed_config() -> PretrainedConfig:
+    """More blocks with windows than without, and an MLP of another width than the decoder's."""
+    config = tiny_config(False, "qwen2_5_vl", num_hidden_layers=3)
+    config.vision_config.depth, config.vision_config.intermediate_size = 3, 40
+    return config
 
 
 CONFIGS = {
     "qwen3_vl": tiny_config(tied=True),
     "qwen2_5_vl": windowed_config(),
-    "qwen3": Qwen3Config(**TEXT, head_dim=16, rope_parameters=ROPE),
-    "qwen2": Qwen2Config(**TEXT, rope_parameters=ROPE),
+    "qwen3": tiny_config(False, "qwen3", num_hidden_layers=3),
+    "qwen2": tiny_config(False, "qwen2", num_hidden_layers=3),
 }
 
 WINDOWED = family_of(CONFIGS["qwen2_5_vl"]).shape(CONFIGS["qwen2_5_vl"])

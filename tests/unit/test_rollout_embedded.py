@@ -19,6 +19,7 @@ from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import Attendant, GenerationRequest, SamplingParams
 from octopus_mcore.runtime.seeds import numpy_generator, torch_generator
+from tests.plain_generation import hf_greedy, hf_log_probs
 
 SIZES = {"none": [], "one": [(48, 16)], "three": [(32, 32), (16, 64), (48, 32)], "other": [(32, 16)]}
 
@@ -75,35 +76,6 @@ def generate(engine, requests):
 
 def request(prompt, sampling, seed=0):
     return GenerationRequest(prompt.token_ids, prompt.images, sampling, seed)
-
-
-def hf_inputs(prompt, processor, response=()):
-    """Inputs of one sequence for the plain Transformers model."""
-    token_ids = torch.tensor([prompt.token_ids + tuple(response)])
-    inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
-    if prompt.images:
-        images = [processor.images[ref.key] for ref in prompt.images]
-        inputs["pixel_values"] = torch.cat([torch.from_numpy(image.pixel_values) for image in images])
-        inputs["image_grid_thw"] = torch.tensor([image.grid_thw for image in images])
-        inputs["mm_token_type_ids"] = (token_ids == processor.tokens.image_pad).int()
-    return inputs
-
-
-def hf_greedy(model, prompt, processor, new_tokens, **options):
-    inputs = hf_inputs(prompt, processor)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens, **options)
-    model.model.rope_deltas = None
-    return tuple(output[0, len(prompt.token_ids) :].tolist())
-
-
-def hf_log_probs(model, prompt, processor, response, temperature, banned):
-    """Log-probs of a response by one plain forward pass over the whole sequence."""
-    with torch.no_grad():
-        logits = model(**hf_inputs(prompt, processor, response)).logits[0].double()
-    model.model.rope_deltas = None
-    logits[:, list(banned)] = -torch.inf
-    log_probs = (logits / temperature).log_softmax(-1)[len(prompt.token_ids) - 1 : -1]
-    return log_probs[torch.arange(len(response)), torch.tensor(response)].numpy()
 
 
 def test_greedy_equals_transformers_token_for_token(engine, model, prompts, processor):

@@ -5,7 +5,6 @@ import asyncio
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from octopus_mcore.data.processor import Processor
@@ -15,6 +14,7 @@ from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import GenerationRequest, SamplingParams
 from octopus_mcore.runtime.seeds import numpy_generator
+from tests.plain_generation import hf_greedy, hf_log_probs
 from tests.tiny import hf_model
 from tests.tiny_folders import create_tiny_folder
 
@@ -50,17 +50,6 @@ def engine(folder, processor):
     return built
 
 
-def hf_inputs(prompt, processor, response=()):
-    ids = torch.tensor([prompt.token_ids + tuple(response)])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if prompt.images:
-        images = [processor.images[ref.key] for ref in prompt.images]
-        inputs["pixel_values"] = torch.cat([torch.from_numpy(image.pixel_values) for image in images])
-        inputs["image_grid_thw"] = torch.tensor([image.grid_thw for image in images])
-        inputs["mm_token_type_ids"] = (ids == processor.tokens.image_pad).int()
-    return inputs
-
-
 def test_greedy_tokens_and_log_probs_equal_transformers(folder, engine, prompts, processor):
     """One batch of all prompts, against one `generate` and one forward pass over the whole sequence each."""
     model = hf_model(folder)
@@ -71,17 +60,10 @@ def test_greedy_tokens_and_log_probs_equal_transformers(folder, engine, prompts,
     ]
     answers = asyncio.run(engine.generate(requests))
     for prompt, answer in zip(prompts, answers, strict=True):
-        suppressed = {"suppress_tokens": list(banned), "eos_token_id": None}
-        output = model.generate(**hf_inputs(prompt, processor), do_sample=False, max_new_tokens=16, **suppressed)
-        assert answer.token_ids == tuple(output[0, len(prompt.token_ids) :].tolist())
-        model.model.rope_deltas = None
-        with torch.no_grad():
-            logits = model(**hf_inputs(prompt, processor, answer.token_ids)).logits[0].double()
-        model.model.rope_deltas = None
-        logits[:, list(banned)] = -torch.inf
-        expected = logits.log_softmax(-1)[len(prompt.token_ids) - 1 : -1]
-        chosen = expected[torch.arange(16), torch.tensor(answer.token_ids)]
-        np.testing.assert_allclose(answer.log_probs, chosen.numpy(), atol=1e-5, rtol=0)
+        greedy = hf_greedy(model, prompt, processor, 16, suppress_tokens=list(banned), eos_token_id=None)
+        assert answer.token_ids == greedy
+        expected = hf_log_probs(model, prompt, processor, answer.token_ids, 1.0, banned)
+        np.testing.assert_allclose(answer.log_probs, expected, atol=1e-5, rtol=0)
     assert len({answer.token_ids for answer in answers}) == len(answers), "the model must not be stuck"
 
 

@@ -12,7 +12,7 @@ from octopus_mcore.models.hf_folder import save_hf_folder, verify_hf_folder
 from octopus_mcore.models.weight_stream import WeightItem
 from octopus_mcore.rollout.engine import EngineError, Phase
 from octopus_mcore.rollout.sync.lines import Lines
-from octopus_mcore.rollout.sync.transport import Receiver
+from octopus_mcore.rollout.sync.transport import Receiver, differing
 
 
 class DiskTransport:
@@ -59,8 +59,7 @@ def _compare(servers: Sequence[Receiver]) -> None:
     held = {server.name: sums for server in servers if (sums := server.checksums()) is not None}
     first = next(iter(held), None)
     for name, sums in held.items():
-        expected = held[first]
-        if wrong := sorted(tensor for tensor in sums.keys() | expected.keys() if sums.get(tensor) != expected.get(tensor)):
+        if wrong := differing(sums, held[first]):
             raise EngineError(
                 Phase.SYNC,
                 name,

@@ -81,6 +81,11 @@ class Receiver(Protocol):
         ...
 
 
+def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Names of the tensors whose checksums differ, or of which one side has none."""
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
 class Transport(Protocol):
     """Brings all items of one update to all servers."""
 
