@@ -2,7 +2,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.experience.statistics import rates, rollout_statistics, tally
@@ -40,6 +40,7 @@ def test_a_share_of_nothing_is_not_zero():
     assert all(math.isnan(value) for value in rollout_statistics([]).values())
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), max_size=8), st.integers(0, 8))
 def test_tallies_of_ranks_add_up(labels, cut):
     rollouts = group_of(labels).rollouts

@@ -56,6 +56,7 @@ def test_lengths_that_cannot_be_cut_are_refused():
         ContextShare(0, 2).stretches(10)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 20))
 def test_every_token_is_held_once_and_shares_are_equal(size, piece):
     length = 2 * size * piece
@@ -66,12 +67,14 @@ def test_every_token_is_held_once_and_shares_are_equal(size, piece):
     assert torch.equal(gathered[gathered_places(length, size)], torch.arange(length))
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 20))
 def test_shares_cost_the_same_under_causal_attention(size, piece):
     costs = {int((share.tokens(2 * size * piece) + 1).sum()) for share in shares(size)}
     assert len(costs) == 1
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 9), st.data())
 def test_every_rank_finds_its_own_tokens(size, piece, data):
     length = 2 * size * piece

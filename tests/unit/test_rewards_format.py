@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.rewards.boxed import last_boxed
@@ -35,6 +35,7 @@ def test_last_boxed(text, content):
     assert last_boxed(text) == content
 
 
+@settings(deadline=None)
 @given(BALANCED, st.text(alphabet="a{}\\", max_size=8))
 def test_any_balanced_content_is_found_whatever_stands_in_front(content, before):
     before = before.rstrip("\\")
