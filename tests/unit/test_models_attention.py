@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from octopus_mcore.models.attention import NodeCoreAttention, node_attention, plan_batches, tree_nodes
+from octopus_mcore.models.attention import NodeCoreAttention, padded_attention
+from octopus_mcore.models.attention_flash import flash_attention
+from octopus_mcore.models.attention_plan import attention_plan
+from octopus_mcore.models.context import ALL_TOKENS
+from octopus_mcore.models.nodes import tree_nodes
 from octopus_mcore.runtime.seeds import torch_generator
 
 SCALE = 0.37
@@ -36,6 +40,8 @@ TREES = st.recursive(
 FORESTS = st.lists(TREES, min_size=1, max_size=3)
 ROWS = st.lists(LEAVES, min_size=1, max_size=6)
 HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (3, 1)])
+KERNELS = {"padded": padded_attention, "flash": flash_attention}
+kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
 
 
 def subtree_end(trees: list[Tree], start: int = 0) -> np.ndarray:
@@ -81,18 +87,20 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 # -- against the dense rule ----------------------------------------
 
 
+@kernels
 @settings(deadline=None, max_examples=60)
 @given(st.one_of(FORESTS, ROWS), HEADS, st.integers(0, 9))
-def test_output_and_gradients_are_those_of_the_dense_mask(trees, heads, seed):
+def test_output_and_gradients_are_those_of_the_dense_mask(kernel, trees, heads, seed):
     ends = subtree_end(trees)
     inputs = tokens(len(ends), heads, seed)
-    packed = outcome(lambda q, k, v: node_attention(q, k, v, torch.from_numpy(ends), SCALE), inputs)
+    packed = outcome(lambda q, k, v: kernel(q, k, v, torch.from_numpy(ends), SCALE), inputs)
     assert_close(packed, outcome(lambda q, k, v: dense(q, k, v, ends), inputs))
 
 
+@kernels
 @settings(deadline=None, max_examples=40)
 @given(FORESTS, HEADS)
-def test_a_row_in_tree_form_gives_what_it_gives_alone(trees, heads):
+def test_a_row_in_tree_form_gives_what_it_gives_alone(kernel, trees, heads):
     """Every path from a root to a leaf, attended as a causal row of its own, has the tree's outputs at its tokens; the tree's
     gradients are the sums over the rows when a shared token's output is asked for by one row only."""
     ends = subtree_end(trees)
@@ -105,7 +113,7 @@ def test_a_row_in_tree_form_gives_what_it_gives_alone(trees, heads):
         output, seen = torch.zeros_like(tensors[0]), np.zeros(len(ends), dtype=bool)
         packed = [tensor[np.concatenate(paths)] for tensor in tensors]
         row_ends = np.repeat(np.cumsum([len(path) for path in paths]), [len(path) for path in paths])
-        attended = node_attention(*packed, torch.from_numpy(row_ends.astype(np.int32)), SCALE)
+        attended = kernel(*packed, torch.from_numpy(row_ends.astype(np.int32)), SCALE)
         for path, part in zip(paths, attended.split([len(path) for path in paths]), strict=True):
             new = ~seen[path]
             torch.testing.assert_close(part[~new], output[path[~new]].detach(), rtol=0, atol=1e-12)
@@ -114,7 +122,7 @@ def test_a_row_in_tree_form_gives_what_it_gives_alone(trees, heads):
         assert seen.all()
         return output
 
-    in_tree = outcome(lambda q, k, v: node_attention(q, k, v, torch.from_numpy(ends), SCALE), inputs)
+    in_tree = outcome(lambda q, k, v: kernel(q, k, v, torch.from_numpy(ends), SCALE), inputs)
     assert_close(in_tree, outcome(in_rows, inputs))
 
 
@@ -129,7 +137,7 @@ def test_kernels_of_bfloat16_align_queries_to_the_last_keys(device):
     rounded = [tensor.detach().to(torch.bfloat16) for tensor in tokens(len(ends), (4, 2), size=64)]
     exact = outcome(lambda q, k, v: dense(q, k, v, ends), [tensor.double().requires_grad_() for tensor in rounded])
     inputs = [tensor.to(device).requires_grad_() for tensor in rounded]
-    found = outcome(lambda q, k, v: node_attention(q, k, v, torch.from_numpy(ends), SCALE).cpu().double(), inputs)
+    found = outcome(lambda q, k, v: kernel(q, k, v, torch.from_numpy(ends), SCALE).cpu().double(), inputs)
     for ours, expected in zip(found, exact, strict=True):
         assert (ours.cpu().double() - expected).abs().max() < 0.02 * expected.abs().max()
 
