@@ -101,8 +101,9 @@ class ModelConfig(Section):
     freeze_vision: bool = False
     """Keep the vision tower (and its mergers) at its loaded weights."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activation recomputation in the decoder: `selective` computes each core attention again in the backward pass (its padded
-    copies of queries, keys and values are not stored), `full` each whole layer (only its input is stored)."""
+    """Activation recomputation in the decoder: `selective` computes each core attention again in the backward pass (the keys
+    and values gathered for it, from other ranks or on a GPU from a tree's paths, are not stored), `full` each whole layer (only
+    its input is stored)."""
 
     @property
     def folder(self) -> str:

@@ -49,7 +49,13 @@ class _Flash(torch.autograd.Function):
         for batch in plan.batches:
             tables = _Tables(batch, query, key)
             cell, cell_lse = _forward(
-                tables.queries(query), tables.keys(key), tables.keys(value), 0.0, tables.causal, attn_mask=tables.mask, scale=scale
+                tables.queries(query),
+                tables.keys(key),
+                tables.keys(value),
+                0.0,
+                tables.causal,
+                attn_mask=tables.mask,
+                scale=scale,
             )
             _merge(output, lse, batch, tables.query_rows(cell), tables.query_rows(cell_lse))
         output = output.to(query.dtype)

@@ -33,7 +33,7 @@ _KEPT_PLANS = 32
 
 @dataclass(frozen=True)
 class Places:
-    """Rows of a tensor of tokens, `count` tables of `length`: the rows from `start` on, or those of `index` [count · length]."""
+    """Rows of a tensor of tokens, `count` tables of `length`: those from `start` on, or those of `index` [count · length]."""
 
     count: int
     length: int
@@ -53,7 +53,7 @@ class Places:
         return torch.arange(self.start, self.start + self.count * self.length) if self.index is None else self.index
 
     def put(self, tokens: torch.Tensor, rows: torch.Tensor, *, add: bool) -> None:
-        """Writes or adds `rows` [count · length, ...] to these rows of `tokens`; where several are the same row, `add` counts."""
+        """Writes or adds `rows` [count · length, ...] to these rows of `tokens`; where a row comes twice, both are added."""
         if self.index is not None:
             (tokens.index_add_ if add else tokens.index_copy_)(0, self.index, rows)
             return
@@ -156,10 +156,12 @@ def _grouped(
     cells: Sequence[Cell], subtree_end: np.ndarray, rules: Sequence[Rule], large: int | None
 ) -> Iterator[tuple[Rule, list[Cell]]]:
     """The cells in batches, those of more than `large` pairs first and each alone, all under `rules` where these suffice."""
-    small = []
+    small, turns = [], np.zeros(len(subtree_end), dtype=int)
     for cell in cells:
+        turn = int(turns[cell.start : cell.end].max())
+        turns[cell.start : cell.end] = turn + 1
         rule = _rule(cell, subtree_end)
-        ruled = _Ruled(rule if rule in rules else "masked", cell)
+        ruled = _Ruled(turn, rule if rule in rules else "masked", cell)
         if large is not None and cell.queries * cell.width > large:
             yield ruled.rule, [cell]
         else:
@@ -170,6 +172,9 @@ def _grouped(
 
 @dataclass(frozen=True)
 class _Ruled:
+    """A cell with its rule. Cells that have queries in common have different turns: no batch holds a query twice."""
+
+    turn: int
     rule: Rule
     cell: Cell
 
@@ -189,11 +194,11 @@ def _similar(cells: Iterable[_Ruled]) -> Iterator[list[_Ruled]]:
     """Batches of similar size with bounded padding (`_MAX_PADDED_AREA`) and bounded masks (`MAX_MASKED_PAIRS`)."""
     batch: list[_Ruled] = []
     used = longest = widest = 0
-    for ruled in sorted(cells, key=lambda ruled: (ruled.square, ruled.cell.queries, ruled.cell.width, ruled.rule)):
+    for ruled in sorted(cells, key=lambda ruled: (ruled.turn, ruled.square, ruled.cell.queries, ruled.cell.width, ruled.rule)):
         queries, width = ruled.cell.queries, ruled.cell.width
         padded = (len(batch) + 1) * max(longest, queries) * max(widest, width)
         if batch and (
-            ruled.square != batch[0].square
+            (ruled.turn, ruled.square) != (batch[0].turn, batch[0].square)
             or padded > _MAX_PADDED_AREA * (used + queries * width)
             or (padded > MAX_MASKED_PAIRS and _masked([batch[0], ruled]))
         ):
@@ -205,7 +210,9 @@ def _similar(cells: Iterable[_Ruled]) -> Iterator[list[_Ruled]]:
         yield batch
 
 
-def _batch(rule: Rule, cells: Sequence[Cell], fresh: bool, subtree_end: np.ndarray, share: ContextShare, device: torch.device) -> Batch:
+def _batch(
+    rule: Rule, cells: Sequence[Cell], fresh: bool, subtree_end: np.ndarray, share: ContextShare, device: torch.device
+) -> Batch:
     """The tables of a batch: short cells repeat their last query, and a key that no query sees."""
     length = len(subtree_end)
     queries, key_counts = (np.array(counts) for counts in zip(*((cell.queries, cell.width) for cell in cells), strict=True))

@@ -17,7 +17,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from octopus_mcore.models.attention import NodeCoreAttention
+from octopus_mcore.models.attention import AttentionKernel, NodeCoreAttention, padded_attention
+from octopus_mcore.models.attention_flash import flash_attention
 from octopus_mcore.models.norm import RMSNorm
 
 
@@ -91,7 +92,14 @@ def unfused_name(name: str) -> str:
     return next((theirs + name.removeprefix(ours) for ours, theirs in _UNFUSED.items() if name.startswith(ours)), name)
 
 
-def decoder_spec(config: TransformerConfig, layers: int, implementation: str) -> TransformerBlockSubmodules:
+def attention_kernel(device: torch.device) -> AttentionKernel:
+    """What computes core attention on the device."""
+    return flash_attention if device.type == "cpu" else padded_attention
+
+
+def decoder_spec(
+    config: TransformerConfig, layers: int, implementation: str, kernel: AttentionKernel
+) -> TransformerBlockSubmodules:
     """Submodules of a decoder block of `layers` layers with RMSNorm, QK-norm where the family has it, and a gated MLP. Core
     attention is ours in every implementation: no other knows packed trees.
 
@@ -111,7 +119,7 @@ def decoder_spec(config: TransformerConfig, layers: int, implementation: str) ->
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=modules.first_linear,
-                    core_attention=NodeCoreAttention,
+                    core_attention=ModuleSpec(NodeCoreAttention, params={"kernel": kernel}),
                     linear_proj=modules.row,
                     q_layernorm=qk_norm,
                     k_layernorm=qk_norm,

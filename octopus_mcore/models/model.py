@@ -9,10 +9,11 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from octopus_mcore.config.schema import ModelConfig
 from octopus_mcore.models.context import ContextShare
 from octopus_mcore.models.families import family_of
 from octopus_mcore.models.family import ModelShape
-from octopus_mcore.models.layer_spec import decoder_spec
+from octopus_mcore.models.layer_spec import attention_kernel, decoder_spec
 from octopus_mcore.models.micro_batch import Images, MicroBatch
 from octopus_mcore.models.rotary import rotary_angles
 from octopus_mcore.models.vision import VisionTower
@@ -30,19 +31,21 @@ class PolicyModel(GPTModel):
         shape: ModelShape,
         vocab_rows: int,
         config: TransformerConfig,
-        layer_spec: str,
-        freeze_vision: bool,
+        model: ModelConfig,
+        device: torch.device,
         virtual_stage: int | None = None,
     ) -> None:
-        """`vocab_rows` is the vocabulary's size with padding, over all tensor-parallel ranks; `virtual_stage` which of this
-        rank's virtual stages this is, None where stages are not virtual."""
+        """`vocab_rows` is the vocabulary's size with padding, over all tensor-parallel ranks; `device` where the model will
+        compute; `virtual_stage` which of this rank's virtual stages this is, None where stages are not virtual."""
         first, last = (
             ends(ignore_virtual=False, vp_stage=virtual_stage)
             for ends in (parallel_state.is_pipeline_first_stage, parallel_state.is_pipeline_last_stage)
         )
         super().__init__(
             config=config,
-            transformer_layer_spec=decoder_spec(config, get_num_layers_to_build(config, virtual_stage), layer_spec),
+            transformer_layer_spec=decoder_spec(
+                config, get_num_layers_to_build(config, virtual_stage), model.layer_spec, attention_kernel(device)
+            ),
             vocab_size=vocab_rows,
             max_sequence_length=shape.decoder.max_positions,
             pre_process=first,
@@ -55,7 +58,7 @@ class PolicyModel(GPTModel):
         if first and shape.vision is not None:
             shape.hf.vision_config._attn_implementation = "sdpa"
             tower = family_of(shape.hf).vision_tower(shape.hf)
-            self.vision = VisionTower(tower, shape, config.params_dtype, freeze_vision, config.sequence_parallel)
+            self.vision = VisionTower(tower, shape, config.params_dtype, model.freeze_vision, config.sequence_parallel)
 
     def forward(self, batch: MicroBatch, visual: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of the micro-batch on this rank.

@@ -113,14 +113,14 @@ def shared_cells(subtree_end: np.ndarray, nodes: Sequence[Node], stretches: Sequ
 
 
 def _worth_sharing(length: int, readers: int, tokens: int) -> bool:
-    """Whether the keys of a node should be read where they lie: gathering them costs `length` for each cell that reads them, and
-    merging what their cell yields costs something for each token behind them."""
+    """Whether the keys of a node should be read where they lie: gathering them costs `length` for each cell that reads them,
+    and merging what their cell yields costs something for each token behind them."""
     return length >= _LONG_NODE or (readers > 0 and length * readers >= tokens)
 
 
 def _under_node(node: Stretch, limit: int, stretches: Sequence[Stretch]) -> Iterator[Cell]:
-    """The keys of a node under the tokens of its subtree, which ends at `limit`. What a stretch of queries has of the node before
-    its first token, it sees wholly."""
+    """The keys of a node under the tokens of its subtree, which ends at `limit`. What a stretch of queries has of the node
+    before its first token, it sees wholly."""
     start, end = node
     for first, last in _common(start, limit, stretches):
         if start < first:

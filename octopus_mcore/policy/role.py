@@ -80,8 +80,7 @@ def build_role(name: str, config: Config, world: World, trained: bool) -> Role:
     vocab_rows = padded_vocabulary(shape.decoder.vocab_size, config.parallel.tensor)
     virtual = range(config.parallel.virtual) if config.parallel.virtual > 1 else (None,)
     chunks = tuple(
-        PolicyModel(shape, vocab_rows, megatron, config.model.layer_spec, config.model.freeze_vision, stage).to(world.device)
-        for stage in virtual
+        PolicyModel(shape, vocab_rows, megatron, config.model, world.device, stage).to(world.device) for stage in virtual
     )
     entries = tuple(family_of(shape.hf).weight_map(shape, vocab_rows))
     mark_split_parameters(chunks, entries)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from octopus_mcore.models.attention import tree_nodes
 from octopus_mcore.models.costs.flops import Work, head_flops, layers_flops
 from octopus_mcore.models.costs.layout import Recompute
 from octopus_mcore.models.family import DecoderShape
 from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.models.nodes import tree_nodes
 from octopus_mcore.policy.prefixes import PrefixOrder
 from octopus_mcore.policy.row_costs import RowLoad
 from octopus_mcore.policy.rows import Row

@@ -4,7 +4,6 @@ computes."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -68,14 +67,9 @@ def computed(checkpoint: str, layout: Layout, batch: TinyBatch) -> tuple[UpdateR
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, batch.images, BANNED)
         policy.begin_phase(config.optimizer, with_reference=False)
-        with FlopCounterMode(display=False) as counter, patch("octopus_mcore.models.attention.causal_lower_right", _plain_mask):
+        with FlopCounterMode(display=False) as counter:
             report = _update(policy, batch)
         return report, counter.get_total_flops()
-
-
-def _plain_mask(queries: int, keys: int) -> torch.Tensor:
-    """What torch's `causal_lower_right` stands for; its own tensor type cannot be made under a counter."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 def _update(policy: Policy, batch: TinyBatch) -> UpdateReport:

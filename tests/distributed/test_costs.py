@@ -19,15 +19,14 @@ from tests.distributed.layout_checks import Layout, config_for
 from tests.distributed.pool import RankPool
 
 CLOSE, LOOSE = 0.02, 0.05
-"""Of the estimate of activations, for rows of equal length: context parallelism batches attention unevenly, and what full
-recomputation keeps is so little that small tensors count."""
+"""Of the estimate of activations: what full recomputation keeps is so little that small tensors count."""
 
 CASES = {
     "one, frozen tower": (Layout(max_tokens=128), "bfloat16", "tied", True, 4, CLOSE),
     "TP2PP2 uneven": (Layout(tensor=2, pipeline=2, stages=(3, 1), max_tokens=128), "bfloat16", "tied", False, 4, CLOSE),
     "PP2VPP2": (Layout(pipeline=2, virtual=2, stages=(2, 1, 1, 0), max_tokens=128), "bfloat16", "untied", False, 4, CLOSE),
     "DP2": (Layout(data=2, max_tokens=128), "float32", "untied", False, 4, CLOSE),
-    "CP2DP2, long row": (Layout(context=2, data=2, max_tokens=128), "float32", "tied", True, 1, LOOSE),
+    "CP2DP2, long row": (Layout(context=2, data=2, max_tokens=128), "float32", "tied", True, 1, CLOSE),
     "DP2 selective": (Layout(data=2, recompute="selective", max_tokens=128), "bfloat16", "untied", False, 4, CLOSE),
     "selective float32": (Layout(recompute="selective", max_tokens=128), "float32", "tied", False, 4, CLOSE),
     "TP2 recomputed": (Layout(tensor=2, recompute="full", max_tokens=128), "bfloat16", "tied", False, 4, LOOSE),
@@ -42,7 +41,7 @@ def test_a_rank_allocates_what_is_stated(case: str, pool: RankPool, request: pyt
     path = str(request.getfixturevalue(f"{checkpoint}_checkpoint"))
     parallel: ParallelConfig = config_for(path, layout).parallel
     shape, compute = load_shape(path), Compute(dtype, layout.recompute, frozen)
-    load = Load(tokens=128, patches=rows * patches([GRID]), row=128 // rows)
+    load = Load(tokens=128, patches=rows * patches([GRID]))
     for rank, found in enumerate(
         pool.run(layout.ranks, allocated, path, layout, dtype, equal_batch(rows, 128 // rows), frozen)
     ):

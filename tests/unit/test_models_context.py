@@ -8,16 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.models.attention import Node, cut_nodes, node_attention, tree_nodes
 from octopus_mcore.models.context import ContextShare, gathered_places
+from octopus_mcore.models.nodes import Cell, node_cells, tree_nodes
 from tests.unit.test_models_attention import (
     FORESTS,
     HEADS,
+    LONGER,
     ROWS,
     SCALE,
     Tree,
     allowed,
     assert_close,
+    dense,
+    kernels,
     outcome,
     subtree_end,
     tokens,
@@ -92,28 +95,29 @@ def test_every_rank_finds_its_own_tokens(size, piece, data):
 
 @settings(deadline=None, max_examples=60)
 @given(st.one_of(FORESTS, ROWS), SIZES)
-def test_a_cut_node_still_says_what_its_tokens_attend_to(trees, size):
+def test_a_cut_node_still_reads_what_its_tokens_attend_to(trees, size):
     ends = padded_ends(trees, size)
     rule, nodes = allowed(ends), tree_nodes(ends)
     for share in shares(size):
         seen = []
-        for node in cut_nodes(nodes, share.stretches(len(ends))):
-            before = [token for start, end in node.ancestors for token in range(start, end)]
-            for token in range(node.start, node.end):
-                assert [*before, *range(node.start, token + 1)] == np.flatnonzero(rule[token]).tolist()
+        for cell in node_cells(nodes, share.stretches(len(ends))):
+            keys = [token for start, end in cell.keys for token in range(start, end)]
+            for token in range(cell.start, cell.end):
+                assert keys[: cell.width - (cell.end - token) + 1] == np.flatnonzero(rule[token]).tolist()
                 seen.append(token)
         assert seen == share.tokens(len(ends)).tolist()
 
 
-def test_what_a_node_has_before_the_cut_becomes_an_ancestor():
+def test_a_part_of_a_node_reads_the_part_before_it():
     nodes = tree_nodes(subtree_end([Tree(5, (Tree(2), Tree(1)))]))
-    assert cut_nodes(nodes, [(4, 6)]) == [Node(4, 5, ((0, 4),)), Node(5, 6, ((0, 5),))]
-    assert cut_nodes(nodes, [(6, 8)]) == [Node(6, 7, ((0, 5), (5, 6))), Node(7, 8, ((0, 5),))]
+    assert node_cells(nodes, [(4, 6)]) == [Cell(4, 5, ((0, 5),)), Cell(5, 6, ((0, 5), (5, 6)))]
+    assert node_cells(nodes, [(6, 8)]) == [Cell(6, 7, ((0, 5), (5, 7))), Cell(7, 8, ((0, 5), (7, 8)))]
 
 
+@kernels
 @settings(deadline=None, max_examples=60)
-@given(st.one_of(FORESTS, ROWS), HEADS, SIZES)
-def test_attention_in_shares_is_the_attention_of_the_whole(trees, heads, size):
+@given(st.one_of(FORESTS, ROWS, LONGER), HEADS, SIZES)
+def test_attention_in_shares_is_the_attention_of_the_whole(kernel, trees, heads, size):
     """Output and gradients: the gradient of a key is the sum of what all shares ask of it."""
     ends = padded_ends(trees, size)
     inputs = tokens(len(ends), heads)
@@ -122,10 +126,8 @@ def test_attention_in_shares_is_the_attention_of_the_whole(trees, heads, size):
     def in_shares(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         held = [share.tokens(len(ends)) for share in shares(size)]
         key, value = key[torch.cat(held)], value[torch.cat(held)]
-        parts = [
-            node_attention(query[own], key, value, rule, SCALE, share) for own, share in zip(held, shares(size), strict=True)
-        ]
+        parts = [kernel(query[own], key, value, rule, SCALE, share) for own, share in zip(held, shares(size), strict=True)]
         return torch.cat(parts)[places]
 
-    whole = outcome(lambda q, k, v: node_attention(q, k, v, rule, SCALE), inputs)
+    whole = outcome(lambda q, k, v: dense(q, k, v, ends), inputs)
     assert_close(outcome(in_shares, inputs), whole)

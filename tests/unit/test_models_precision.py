@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from octopus_mcore.config.precision import FP8Config
 from octopus_mcore.config.schema import ModelConfig
+from octopus_mcore.models.attention import padded_attention
 from octopus_mcore.models.layer_spec import decoder_spec, unfused_name
 from octopus_mcore.models.precision import chip_refusal, fill, fp8_options, plain
 from octopus_mcore.models.precision_audit import NOT_RUN, LayerPrecision, PrecisionError, audit, expected_precision
@@ -53,9 +54,9 @@ def test_megatrons_options():
 def test_a_spec_that_cannot_be_made():
     config = TransformerConfig(num_layers=2, hidden_size=64, num_attention_heads=4)
     with pytest.raises(ValueError, match="one of local, te; found 'fast'"):
-        decoder_spec(config, 2, "fast")
+        decoder_spec(config, 2, "fast", padded_attention)
     with pytest.raises(ValueError, match="docs/installation-gpu.md"):
-        decoder_spec(config, 2, "te")
+        decoder_spec(config, 2, "te", padded_attention)
 
 
 def test_names_are_those_of_layers_that_do_not_fuse():

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.experience.types import ImageRef
-from octopus_mcore.models.attention import tree_nodes
 from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.models.nodes import tree_nodes
 from octopus_mcore.models.positions import mrope_positions
 from octopus_mcore.policy.prefixes import PrefixOrder, prefix_order, row_order
 from octopus_mcore.policy.rows import Row, pack_rows

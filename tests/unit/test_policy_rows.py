@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, Prompt
-from octopus_mcore.models.attention import tree_nodes
 from octopus_mcore.models.micro_batch import MicroBatch
+from octopus_mcore.models.nodes import tree_nodes
 from octopus_mcore.models.positions import mrope_positions
 from octopus_mcore.policy.rows import pack_rows, pixel_values, row_of, to_device
 from tests.tiny import IMAGE_PAD, TinyBatch, tiny_batch

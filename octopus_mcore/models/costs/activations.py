@@ -1,8 +1,8 @@
 """An estimate of what autograd keeps between the forward and the backward pass of a micro-batch.
 
-Each operation of the local layer spec is asked what it saves. What is left out: allocator rounding, small index tensors, and
-the padding of attention batches (rows of equal length have none; see `models.attention`). A test holds the estimate against the
-tensors that the real model saves.
+Each operation of the local layer spec on the CPU is asked what it saves. What is left out: allocator rounding, small index
+tensors, and on a GPU the gathered keys and values of paths (rows without a common prefix have none; see `models.attention`). A
+test holds the estimate against the tensors that the real model saves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.layout import Chunk, Compute, chunks
-from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS, MAX_MASKED_PAIRS
+from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
@@ -24,12 +24,10 @@ _INDEX = 8
 
 @dataclass(frozen=True)
 class Load:
-    """The size of a micro-batch: tokens, patches of its images, and the length of its rows (one row that fills it where that is
-    None, the worst case under context parallelism). All of them are shared out evenly over ranks."""
+    """The size of a micro-batch: tokens, and patches of its images. Both are shared out evenly over ranks."""
 
     tokens: int
     patches: int = 0
-    row: int | None = None
 
 
 def peak_activations(model: ModelShape, parallel: ParallelConfig, compute: Compute, pipeline_rank: int, load: Load) -> int:
@@ -93,37 +91,24 @@ def layer_activations(shape: DecoderShape, parallel: ParallelConfig, compute: Co
 
 
 def _attention(shape: DecoderShape, parallel: ParallelConfig, compute: Compute, load: Load) -> int:
-    """QK-norm, rotary angles, the output projection's input and, in between, what core attention saves: gathered and padded
-    queries, keys and values, the outcome in the same two forms, and masks where a context-parallel rank's queries have keys
-    before them. Selective recomputation keeps its arguments instead."""
+    """QK-norm, rotary angles and what core attention on the CPU saves: its arguments, its outcome, which is the output
+    projection's input as well, and a float32 for each query and head. Selective recomputation keeps the arguments alone; under
+    context parallelism these are its own tokens' keys and values, and those gathered from all ranks otherwise."""
     size = compute.bytes
     heads = shape.heads // parallel.tensor
     groups = max(shape.groups // parallel.tensor, 1)
     query, key = heads * shape.head_dim, groups * shape.head_dim
     mine = load.tokens // parallel.context
+    local = parallel.context == 1 or compute.recompute == "selective"
     # The key's norm in float32, and the value as an argument, keep the whole fused projection alive, of which they are views.
-    whole = (shape.qk_norm and size == 4) or compute.recompute == "selective"
-    each = (4 * shape.head_dim + query + whole * (query + 2 * key)) * size
+    whole = (shape.qk_norm and size == 4) or local
+    each = (4 * shape.head_dim + 2 * query + local * key + whole * (query + 2 * key)) * size
     if shape.qk_norm:
         each += query * (4 + size) + key * size + 4 * (heads + groups) + (0 if size == 4 else key * 4)
     if compute.recompute == "selective":
-        return mine * (each + (query + key) * size)
-    nodes = _nodes(parallel.context, load)
-    keys = sum(count for _, count in nodes)
-    masks = min(sum(queries * count for queries, count in nodes if queries < count), MAX_MASKED_PAIRS)
-    return mine * (each + 4 * query * size + 4 * heads + 2 * _INDEX) + (keys * 4 * key + masks) * size
-
-
-def _nodes(context: int, load: Load) -> list[tuple[int, int]]:
-    """Queries and keys of the stretches of rows that the context-parallel rank in the middle has: its two pieces of the tokens,
-    cut where rows end (`models.context`). All ranks have as many keys, but the first ones fewer masks."""
-    row, piece = load.row or load.tokens, load.tokens // (2 * context)
-    pieces = [(0, load.tokens)] if context == 1 else [((context - 1 + i) * piece, (context + i) * piece) for i in (0, 1)]
-    return [
-        (min(end, start + row) - max(first, start), min(end, start + row) - start)
-        for first, end in pieces
-        for start in range(first // row * row, end, row)
-    ]
+        return mine * each
+    gathered = 0 if parallel.context == 1 else 2 * key * load.tokens * size
+    return mine * (each + 4 * heads) + gathered
 
 
 def head_workspace(shape: DecoderShape, parallel: ParallelConfig, load: Load) -> int:

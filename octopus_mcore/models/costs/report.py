@@ -52,8 +52,8 @@ def _memory(model: ModelShape, plan: Plan) -> Iterator[str]:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     yield from ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     yield (
-        f"{unit} on one rank; activations are an estimate, for micro-batches of {plan.max_tokens} tokens in rows of "
-        f"{min(plan.row, plan.max_tokens)}; not counted: images, the allocator, communication, engines on the same device"
+        f"{unit} on one rank; activations are an estimate, for micro-batches of {plan.max_tokens} tokens; not counted: "
+        "images, the allocator, communication, engines on the same device"
     )
 
 
@@ -61,7 +61,7 @@ def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[st
     """Stage, layers, share of a text row's operations and parameters; bytes by what they are for."""
     memory = rank_memory(model, plan.parallel, plan.compute, rank, reference=plan.reference)
     own = [chunk for chunk in chunks(plan.parallel, model.decoder.layers) if chunk.rank == rank]
-    load = Load(plan.max_tokens, row=min(plan.row, plan.max_tokens))
+    load = Load(plan.max_tokens)
     held = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
     held |= {"reference": memory.reference} if plan.reference else {}
     held["activations"] = peak_activations(model, plan.parallel, plan.compute, rank, load)
