@@ -2,35 +2,34 @@
 
 Micro-batches are bounded by tokens, for memory, and balanced by work, for time. Rows stand in an order in which rows with a
 common prefix are neighbours: a group of them is a prefix tree. A row is never cut. A tree is cut, and the prefix then computed
-on both sides, where it exceeds the budget, or where the busiest rank gains clearly more than that costs. So plans are made from
-ever smaller pieces of the order (`pieces`), each by number partitioning (`partition`), until pieces no longer matter.
+on both sides, where it exceeds the budget (`pieces`), or where the busiest rank gains clearly more than that costs (`relief`).
+In between pieces are dealt out by number partitioning (`partition`). Peers that do so with rows: verl's `seqlen_balancing`,
+slime's `dp_schedule`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from octopus_mcore.policy.partition import differencing, first_with_room, lightest_with_room
 from octopus_mcore.policy.pieces import Piece, cut
+from octopus_mcore.policy.relief import relieve
 from octopus_mcore.policy.row_costs import RowCosts, RowLoad
 
 Plan = list[list[list[int]]]
 """Per data-parallel rank, micro-batches of ascending indices of rows."""
 
 CLEAR_GAIN = 0.01
-"""Share of its time by which the busiest rank must become faster for a plan of smaller pieces to be preferred."""
+"""Share of its time by which the busiest rank must become faster, beyond the work that is added, for a tree to be cut."""
 
 MICRO_BATCH_OVERHEAD = 0.02
 """What a micro-batch costs besides its work (launches, hand-overs), as a share of an average micro-batch's work."""
 
 WEAK_LINK = 0.01
-"""Share of a piece's work below which a shared prefix is no reason to keep rows together."""
-
-SMALLEST_PIECE = 1 / 32
-"""Of an average micro-batch's work: smaller pieces than this make no better balance."""
+"""Share of the work of two pieces, the lighter of them, below which a common prefix need not keep them together."""
 
 
 def plan_micro_batches(
@@ -59,7 +58,7 @@ def plan_micro_batches(
     budget = max_tokens // multiple_of * multiple_of
     _check_rows(loads, budget, max_tokens, multiple_of, names or range(len(loads)))
     plan = _best_plan(RowCosts(loads), budget, data_parallel_size) if loads else [[[]] for _ in range(data_parallel_size)]
-    return [micro_batches + [[]] * (-len(micro_batches) % rounds_of) for micro_batches in plan]
+    return [_in_order(micro_batches) + [[]] * (-len(micro_batches) % rounds_of) for micro_batches in plan]
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,11 @@ def plan_balance(plan: Plan, loads: Sequence[RowLoad], multiple_of: int = 1) -> 
     )
 
 
+def _in_order(micro_batches: list[list[int]]) -> list[list[int]]:
+    """By their rows; empty ones last."""
+    return sorted(micro_batches, key=lambda rows: (not rows, rows))
+
+
 def _check_rows(
     loads: Sequence[RowLoad], budget: int, max_tokens: int, multiple_of: int, names: Sequence[str] | Sequence[int]
 ) -> None:
@@ -136,39 +140,29 @@ class _Weighed:
         of_ranks = [sum(rank) for rank in work]
         return _Weighed(plan, sum(of_ranks), max(of_ranks), max(max(rank) for rank in work))
 
+    @property
+    def even(self) -> bool:
+        """No other distribution of this work would make the busiest rank clearly faster."""
+        return self.busiest * len(self.plan) <= (1 + CLEAR_GAIN) * self.total
+
+    def clearly_better_than(self, other: _Weighed) -> bool:
+        """The busiest rank gains clearly more than each rank's part of the work that is added."""
+        overhead = MICRO_BATCH_OVERHEAD * other.total / sum(len(micro_batches) for micro_batches in other.plan)
+        saved = other.busiest - self.busiest + overhead * (len(other.plan[0]) - len(self.plan[0]))
+        return saved > CLEAR_GAIN * other.busiest + (self.total - other.total) / len(self.plan)
+
 
 def _best_plan(costs: RowCosts, budget: int, ranks: int) -> Plan:
-    """The plan of the largest pieces, unless one of smaller pieces is clearly faster."""
-    best = overhead = None
-    for pieces in _divisions(costs, budget, ranks):
-        found = _pack(pieces, costs, budget, ranks)
-        if overhead is None:
-            overhead = MICRO_BATCH_OVERHEAD * found.total / (ranks * len(found.plan[0]))
-        if best is None or _time(found, overhead) < (1 - CLEAR_GAIN) * _time(best, overhead):
-            best = found
-        if best.busiest * ranks <= (1 + CLEAR_GAIN) * best.total:  # smaller pieces only add work
+    """The plan of whole trees, unless one that separates weakly linked trees or that cuts some is clearly better."""
+    best: _Weighed | None = None
+    for least_saving in (0.0, WEAK_LINK):
+        plan = _pack(cut(costs, budget, least_saving), costs, budget, ranks)
+        for found in (plan, plan if plan.even else _Weighed.of(relieve(plan.plan, costs, budget), costs)):
+            if best is None or found.clearly_better_than(best):
+                best = found
+        if best.even:
             break
     return best.plan
-
-
-def _time(found: _Weighed, overhead: float) -> float:
-    return found.busiest + overhead * len(found.plan[0])
-
-
-def _divisions(costs: RowCosts, budget: int, ranks: int) -> Iterator[list[Piece]]:
-    """Ever smaller pieces: what the budget allows, without weak links, then by bounds on their work."""
-    whole = cut(costs, budget, float("inf"), 0.0)
-    yield whole
-    pieces = cut(costs, budget, float("inf"), WEAK_LINK)
-    tokens, work = (sum(part) for part in zip(*map(costs.of, pieces), strict=True))
-    share = work / (ranks * -(-tokens // (budget * ranks)))
-    size = 1.0
-    while size >= SMALLEST_PIECE:
-        if pieces != whole:
-            yield pieces
-            whole = pieces
-        pieces = cut(costs, budget, size * share, WEAK_LINK)
-        size /= 2
 
 
 def _pack(pieces: list[Piece], costs: RowCosts, budget: int, ranks: int) -> _Weighed:
@@ -184,9 +178,8 @@ def _pack(pieces: list[Piece], costs: RowCosts, budget: int, ranks: int) -> _Wei
 
 
 def _weighed(plan: Plan, pieces: list[Piece], costs: RowCosts) -> _Weighed:
-    """A plan of pieces as a plan of rows, those that are empty last."""
-    rows = [[sorted(row for piece in bin for row in pieces[piece]) for bin in bins] for bins in plan]
-    return _Weighed.of([sorted(bins, key=lambda rows: (not rows, rows)) for bins in rows], costs)
+    """A plan of pieces as a plan of rows."""
+    return _Weighed.of([[sorted(row for piece in bin for row in pieces[piece]) for bin in bins] for bins in plan], costs)
 
 
 def _each_rank(tokens: np.ndarray, work: np.ndarray, budget: int, ranks: int, count: int) -> Plan | None:

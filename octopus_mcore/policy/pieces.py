@@ -10,11 +10,11 @@ Piece = range
 """Consecutive rows that are planned as one."""
 
 
-def cut(costs: RowCosts, max_tokens: int, max_work: float, least_saving: float) -> list[Piece]:
-    """Pieces of at most `max_tokens` and `max_work` (single rows excepted), cut where little is shared.
+def cut(costs: RowCosts, max_tokens: int, least_saving: float) -> list[Piece]:
+    """Pieces of at most `max_tokens`, cut where little is shared.
 
-    Rows grow together, those that share most first, wherever their union stays within both bounds; so what is cut through are
-    the weakest links, first of all those between trees, which share nothing. A link that saves less than `least_saving` of the
+    Rows grow together, those that share most first, wherever their union stays within the bound; so what is cut through are the
+    weakest links, first of all those between trees, which share nothing. A link that saves less than `least_saving` of the
     lighter side's work does not bind either: prompts that have nothing but a system message in common are trees of their own.
     """
     count = len(costs.tokens)
@@ -27,12 +27,10 @@ def cut(costs: RowCosts, max_tokens: int, max_work: float, least_saving: float) 
             break
         left, right = begins[row - 1], row
         together_tokens = tokens[left] + tokens[right] - shared_tokens[row]
-        together_work = work[left] + work[right] - shared_work[row]
-        if together_tokens > max_tokens or together_work > max_work:
+        if together_tokens > max_tokens or shared_work[row] < least_saving * min(work[left], work[right]):
             continue
-        if shared_work[row] < least_saving * min(work[left], work[right]):
-            continue
-        tokens[left], work[left] = together_tokens, together_work
+        tokens[left] = together_tokens
+        work[left] += work[right] - shared_work[row]
         ends[left] = ends[right]
         begins[ends[right] - 1] = left
     pieces, row = [], 0

@@ -56,11 +56,14 @@ class RowCosts:
         if not len(rows):
             return 0, 0
         rows = np.asarray(rows)
-        return self._together(rows, self.tokens, self.shared_tokens), self._together(rows, self.work, self.shared_work)
+        shared_tokens, shared_work = self.links(rows)
+        return int((self.tokens[rows] - shared_tokens).sum()), int((self.work[rows] - shared_work).sum())
 
-    @staticmethod
-    def _together(rows: np.ndarray, alone: np.ndarray, shared: np.ndarray) -> int:
-        total = int(alone[rows].sum())
-        if len(rows) > 1:
-            total -= int(np.minimum.reduceat(shared[: rows[-1] + 1], rows[:-1] + 1).sum())
-        return total
+    def links(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and work that each of these rows, ascending, shares with the one of them before it: int64 [rows] both, 0 for
+        the first."""
+        if len(rows) < 2:
+            return np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+        gaps, last = rows[:-1] + 1, rows[-1] + 1
+        tokens, work = (np.minimum.reduceat(shared[:last], gaps) for shared in (self.shared_tokens, self.shared_work))
+        return np.append(0, tokens), np.append(0, work)
