@@ -166,15 +166,27 @@ def _best_plan(costs: RowCosts, budget: int, ranks: int) -> Plan:
 
 
 def _pack(pieces: list[Piece], costs: RowCosts, budget: int, ranks: int) -> _Weighed:
-    """As few micro-batches as first fit needs for these pieces; among the ways tried to fill them, the one whose busiest rank,
-    then whose heaviest micro-batch carries least."""
+    """As few micro-batches as were found to be enough for these pieces; of the ways tried to fill them, the one whose busiest
+    rank, then whose heaviest micro-batch carries least."""
     tokens, work = (np.array(part, dtype=np.int64) for part in zip(*map(costs.of, pieces), strict=True))
-    fewest = first_with_room(tokens, budget)
-    count = -(-len(fewest) // ranks)
-    every = lightest_with_room(work, tokens, budget, ranks * count) or fewest + [[] for _ in range(-len(fewest) % ranks)]
-    hands = differencing([int(work[bin].sum()) for bin in every], ranks, equal_counts=True)
-    plans = [[[every[number] for number in hand] for hand in hands], _each_rank(tokens, work, budget, ranks, count)]
+    bins = _fewest_bins(tokens, work, budget, ranks)
+    hands = differencing([int(work[bin].sum()) for bin in bins], ranks, equal_counts=True)
+    plans = [[[bins[number] for number in hand] for hand in hands], _each_rank(tokens, work, budget, ranks, len(bins) // ranks)]
     return min((_weighed(plan, pieces, costs) for plan in plans if plan), key=lambda plan: (plan.busiest, plan.heaviest))
+
+
+def _fewest_bins(tokens: np.ndarray, work: np.ndarray, budget: int, ranks: int) -> list[list[int]]:
+    """Bins within the budget, equally many for each rank: as few as first fit needs or, if that is fewer, as suffice for bins
+    of even work."""
+    bins = first_with_room(tokens, budget)
+    bins += [[] for _ in range(-len(bins) % ranks)]
+    least = -(-int(tokens.sum()) // (budget * ranks)) * ranks
+    for count in range(len(bins), least - 1, -ranks):
+        even = lightest_with_room(work, tokens, budget, count)
+        if even is None:
+            break
+        bins = even
+    return bins
 
 
 def _weighed(plan: Plan, pieces: list[Piece], costs: RowCosts) -> _Weighed:

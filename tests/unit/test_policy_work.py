@@ -8,14 +8,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.models.costs.flops import Flops, Work
+from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops
+from octopus_mcore.models.family import DecoderShape
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.packing import PlanBalance
 from octopus_mcore.policy.policy import UpdateReport
+from octopus_mcore.policy.prefixes import prefix_order, row_order
+from octopus_mcore.policy.row_costs import RowCosts
 from octopus_mcore.policy.rows import pack_rows
-from octopus_mcore.policy.work import micro_batch_work
+from octopus_mcore.policy.work import micro_batch_work, row_loads
 from octopus_mcore.training.performance import performance_metrics
 from tests.tiny import tiny_batch
+from tests.trees import tree_batch
+
+SHAPE = DecoderShape(
+    layers=3,
+    hidden_size=8,
+    ffn_size=20,
+    heads=4,
+    groups=2,
+    head_dim=4,
+    vocab_size=50,
+    max_positions=512,
+    norm_epsilon=1e-6,
+    qk_norm=True,
+    qkv_bias=False,
+    tied=False,
+    rope_theta=1e4,
+    rope_channels=(0, 0),
+)
 
 
 def allowed(batch: MicroBatch, real: int) -> int:
@@ -98,3 +119,20 @@ def test_selections_count_once_per_row() -> None:
     tiny = tiny_batch(1, (0, 0))
     nothing = [np.zeros_like(chosen) for chosen in tiny.selections]
     assert micro_batch_work(pack_rows(tiny.rows, nothing, 2)).selected == 0
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 99), st.sampled_from(["none", "selective", "full"]), st.booleans(), st.randoms(use_true_random=False))
+def test_loads_of_rows_add_up_to_the_work_of_their_micro_batch(seed, recompute, share, random) -> None:
+    """Of all rows, and of any of them, as a tree or as rows; every response token is selected."""
+    tiny = tree_batch(seed)
+    selections = [np.ones_like(chosen) for chosen in tiny.selections]
+    order = prefix_order(tiny.rows, min_saved=1) if share else row_order(tiny.rows)
+    costs = RowCosts(row_loads(order, tiny.rows, selections, SHAPE, recompute))
+    for count in (len(tiny.rows), random.randint(1, len(tiny.rows))):
+        places = sorted(random.sample(range(len(tiny.rows)), count))
+        numbers, shared = order.pick(places)
+        batch = pack_rows([tiny.rows[number] for number in numbers], [selections[number] for number in numbers], 2, 1, shared)
+        work = micro_batch_work(batch)
+        flops = layers_flops(SHAPE, SHAPE.layers, work, recompute) + head_flops(SHAPE, work.selected, SHAPE.vocab_size)
+        assert costs.of(places) == (work.tokens, flops.hardware)
