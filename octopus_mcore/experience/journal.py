@@ -3,7 +3,8 @@
 Written as `rollouts/<phase>/step_000010.jsonl` for readers, and read back for replays: ids, spans, provenance and
 judgements are plain JSON; float32 arrays (the engine's `log_probs`, the trainer's `old_log_probs`, `advantages`) are base64 of
 their little-endian bytes (`numpy.frombuffer(base64.b64decode(text), "<f4")`), exact and a third of the size of decimal text;
-masks are lists of half-open ranges. Journals of before `old_log_probs` were kept read as if they were not computed.
+masks are lists of half-open ranges. `old_log_probs` are NaN at tokens that the step's loss did not read, which the bytes hold
+as they are, and null where it read none. Journals of before they were kept read as if none was measured.
 """
 
 from __future__ import annotations

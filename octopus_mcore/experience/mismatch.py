@@ -7,8 +7,8 @@ what the engine, not the policy, would say (Yao et al. 2025, «Your Efficient RL
 Training», https://fengyao.notion.site/off-policy-rl).
 
 Everything here is a function of rollouts that carry both (`Rollout.log_probs`, `Rollout.old_log_probs`), as the journal does:
-a recorded step gives its numbers again. Only tokens whose behaviour log-prob belongs to their present context take part
-(`Rollout.behaviour_mask`).
+a recorded step gives its numbers again. Only tokens take part whose behaviour log-prob belongs to their present context
+(`Rollout.behaviour_mask`), and which the trainer measured (`Rollout.measured_mask`): those that the step's loss read.
 """
 
 from __future__ import annotations
@@ -25,27 +25,36 @@ LOG_RATIO_BOUND = 20.0
 
 
 def log_ratios(rollout: Rollout) -> np.ndarray:
-    """log π_old − log π_behaviour of every response token, float64 [response]; 0 where the behaviour log-prob is not valid.
+    """log π_old − log π_behaviour of every response token, float64 [response]; NaN where one of the two is not known.
 
     Raises:
-        ValueError: the trainer's log-probs have not been computed, or a valid behaviour log-prob is not finite.
+        ValueError: the trainer measured no token, or a valid behaviour log-prob is not finite.
     """
     if rollout.old_log_probs is None:
         raise ValueError("a rollout without the trainer's log-probs (`old_log_probs`) has nothing to compare the engine's with")
-    known = rollout.behaviour_mask()
-    behaviour = np.where(known, rollout.log_probs, 0).astype(np.float64)
-    if not np.isfinite(behaviour).all():
-        place = int(np.flatnonzero(~np.isfinite(behaviour))[0])
+    return rollout.old_log_probs - known_behaviour(rollout)
+
+
+def known_behaviour(rollout: Rollout) -> np.ndarray:
+    """The engine's log-probs, float64 [response]; NaN where they belong to another context.
+
+    Raises:
+        ValueError: one that is valid is not finite.
+    """
+    valid = rollout.behaviour_mask()
+    wrong = valid & ~np.isfinite(rollout.log_probs)
+    if wrong.any():
+        place = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"the engine's log-prob of response token {place} (id {rollout.token_ids[place]}) is {behaviour[place]}; "
+            f"the engine's log-prob of response token {place} (id {rollout.token_ids[place]}) is {rollout.log_probs[place]}; "
             "a sampled token has a finite one: the engine's weights have diverged, or its answer is corrupt"
         )
-    return np.where(known, rollout.old_log_probs - behaviour, 0)
+    return np.where(valid, rollout.log_probs, np.nan).astype(np.float64)
 
 
 def mismatch_metrics(groups: Iterable[Group], cap: float) -> dict[str, float]:
-    """The mismatch on native tokens; empty where there are none. Natives without the trainer's log-probs take no part: in a
-    journal these are the invalid ones, which were left out of the step.
+    """The mismatch on native tokens that the trainer measured; empty where there are none. Natives without its log-probs take
+    no part: they were invalid, or could not change anything and were not computed.
 
     | key | value over the tokens |
     |---|---|
@@ -59,8 +68,10 @@ def mismatch_metrics(groups: Iterable[Group], cap: float) -> dict[str, float]:
         for native in (rollout for rollout in group.natives if rollout.old_log_probs is not None):
             ratios = log_ratios(native)
             for span in native.spans:
-                if span.behaviour_valid and len(span):
-                    spans.setdefault(span.kind, []).append(ratios[span.start : span.end])
+                known = ratios[span.start : span.end]
+                known = known[~np.isnan(known)]
+                if len(known):
+                    spans.setdefault(span.kind, []).append(known)
     if not spans:
         return {}
     kinds = {kind: np.concatenate(spans[kind]) for kind in SpanKind if kind in spans}
@@ -104,7 +115,8 @@ def token_weights(rollout: Rollout, config: LossConfig) -> np.ndarray | None:
     exp(mean of log r over its trained tokens), and w·s is GSPO's ratio towards the *engine*. It is near 1 even where tokens
     differ much; caps for it are near 1 as well.
 
-    Tokens without a valid behaviour log-prob (recombined corrections) count as r = 1: they have no honest weight.
+    Tokens without a valid behaviour log-prob (recombined corrections) count as r = 1: they have no honest weight. So do tokens
+    that the trainer did not measure; no loss reads these.
     """
     if config.mismatch == "none":
         return None
@@ -116,17 +128,17 @@ def token_weights(rollout: Rollout, config: LossConfig) -> np.ndarray | None:
 
 
 def weight_metrics(groups: Sequence[Group], config: LossConfig) -> dict[str, float]:
-    """What the weights do to the trained tokens of all rollouts; empty where nothing is weighted.
+    """What the weights do to the trained tokens that were computed; empty where nothing is weighted.
 
     `train/mismatch_weight`: mean weight. `train/mismatch_truncated` or `train/mismatch_masked`: share of tokens whose ratio was
     cut or dropped. `mismatch/unweighted`: share without a valid behaviour log-prob, which keep weight 1.
     """
-    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.signal.policy_mask.any()]
+    rollouts = [rollout for group in groups for rollout in group.rollouts if _trained(rollout).any()]
     if config.mismatch == "none" or not rollouts:
         return {}
 
     def share(per_rollout: Iterable[np.ndarray]) -> float:
-        chosen = [values[rollout.signal.policy_mask] for values, rollout in zip(per_rollout, rollouts, strict=True)]
+        chosen = [values[_trained(rollout)] for values, rollout in zip(per_rollout, rollouts, strict=True)]
         return float(np.concatenate(chosen).mean(dtype=np.float64))
 
     answer = "truncated" if config.mismatch == "truncate" else "masked"
@@ -137,9 +149,14 @@ def weight_metrics(groups: Sequence[Group], config: LossConfig) -> dict[str, flo
     }
 
 
+def _trained(rollout: Rollout) -> np.ndarray:
+    return rollout.signal.policy_mask & rollout.measured_mask()
+
+
 def _ratios(rollout: Rollout, config: LossConfig) -> np.ndarray:
-    """r of every token, float64 [response]: its own, or under `gspo` its row's."""
+    """r of every token, float64 [response]: its own, or under `gspo` its row's; 1 where it is not known."""
     logs = log_ratios(rollout)
+    logs = np.where(np.isnan(logs), 0, logs)
     if config.kind == "gspo":
         trained = logs[rollout.signal.policy_mask]
         logs = np.full_like(logs, trained.mean() if len(trained) else 0)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from octopus_mcore.experience.types import Group, SpanKind
+from octopus_mcore.experience.types import Group, Rollout, Span, SpanKind
 
 
-def splice_log_ratios(group: Group, log_probs: Sequence[np.ndarray]) -> np.ndarray:
+def splice_log_ratios(group: Group) -> np.ndarray:
     """log ρ of each synthesised rollout, float64 [synthesised], in group order.
 
-    ρ = π(o2ⱼ | x, o1ᵢ) / π(o2ⱼ | x, o1ⱼ), both under the policy before the step: the weight by which the splice is off-policy
-    (docs/method.md §3). It costs no extra forward pass. 0 for a repeated native (`reference` selection), which may
-    have no correction at all.
-
-    Args:
-        group: natives and synthesised rollouts.
-        log_probs: the policy's log-probs of all response tokens of each rollout, in group order.
+    ρ = π(o2ⱼ | x, o1ᵢ) / π(o2ⱼ | x, o1ⱼ), both under the policy before the step (`Rollout.old_log_probs`): the weight by which
+    the splice is off-policy (docs/method.md §3). It costs no extra forward pass, so it is NaN where the correction was not
+    measured behind both first attempts: splice or parent could not change anything and was not computed. 0 for a repeated
+    native without a correction (`reference` selection).
 
     Raises:
         ValueError: parent and splice have corrections of different lengths; the group is corrupt.
     """
     ratios = []
-    for rollout, spliced in zip(group.rollouts, log_probs, strict=True):
+    for rollout in group.rollouts:
         if rollout.provenance is None:
             continue
-        parent = rollout.provenance.correction
-        here, there = rollout.span(SpanKind.CORRECTION), group.rollouts[parent].span(SpanKind.CORRECTION)
+        parent = group.rollouts[rollout.provenance.correction]
+        here, there = rollout.span(SpanKind.CORRECTION), parent.span(SpanKind.CORRECTION)
         if here is None and there is None:
             ratios.append(0.0)
             continue
@@ -36,18 +31,30 @@ def splice_log_ratios(group: Group, log_probs: Sequence[np.ndarray]) -> np.ndarr
             raise ValueError(
                 f"prompt {group.prompt.uid}: a splice's correction has {len(here)} tokens, its parent's {len(there)}"
             )
-        original = log_probs[parent][there.start : there.end]
-        ratios.append(float(np.sum(spliced[here.start : here.end], dtype=np.float64) - np.sum(original, dtype=np.float64)))
+        ratios.append(_log_prob(rollout, here) - _log_prob(parent, there))
     return np.array(ratios, dtype=np.float64)
 
 
+def _log_prob(rollout: Rollout, span: Span) -> float:
+    """Sum over the span; NaN where a token of it was not measured."""
+    if rollout.old_log_probs is None:
+        return np.nan
+    return float(np.sum(rollout.old_log_probs[span.start : span.end], dtype=np.float64))
+
+
 def splice_metrics(ratios: np.ndarray) -> dict[str, float]:
-    """Mean, median, 5 % quantile and smallest log ρ of a step's splices; empty without splices."""
+    """Mean, median, 5 % quantile and smallest log ρ of a step's splices, and how many have none (`splice/unmeasured`); empty
+    without splices."""
     if not len(ratios):
         return {}
+    known = ratios[~np.isnan(ratios)]
+    unmeasured = {"splice/unmeasured": float(len(ratios) - len(known))}
+    if not len(known):
+        return unmeasured
     return {
-        "splice/log_rho_mean": float(ratios.mean()),
-        "splice/log_rho_median": float(np.median(ratios)),
-        "splice/log_rho_p05": float(np.quantile(ratios, 0.05)),
-        "splice/log_rho_min": float(ratios.min()),
+        "splice/log_rho_mean": float(known.mean()),
+        "splice/log_rho_median": float(np.median(known)),
+        "splice/log_rho_p05": float(np.quantile(known, 0.05)),
+        "splice/log_rho_min": float(known.min()),
+        **unmeasured,
     }

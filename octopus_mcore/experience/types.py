@@ -220,8 +220,8 @@ class Rollout:
     `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read
     them through `behaviour_log_probs`, which refuses where a span's context has changed, or where `behaviour_mask` is set.
     `finish_reason` is "stop" (an end token was sampled and is the last id), "length" or "abort". `old_log_probs` (float32, one
-    per token) are the trainer's own before the step, in the context in which the tokens now stand; None until it has computed
-    them.
+    per token) are the trainer's own before the step, in the context in which the tokens now stand, and NaN at tokens where
+    nobody measured them, because the loss did not read them; None where no token was measured.
     """
 
     token_ids: TokenIds
@@ -274,6 +274,10 @@ class Rollout:
         for span in self.spans:
             mask[span.start : span.end] = span.behaviour_valid
         return mask
+
+    def measured_mask(self) -> np.ndarray:
+        """Where the trainer measured `old_log_probs`, bool [len(token_ids)]."""
+        return np.zeros(len(self.token_ids), dtype=bool) if self.old_log_probs is None else ~np.isnan(self.old_log_probs)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,58 +16,85 @@ from octopus_mcore.policy.denominators import Denominators, count_denominators, 
 from octopus_mcore.policy.losses import Stats, kl_loss, nll_loss, policy_loss
 from octopus_mcore.policy.work import micro_batch_work
 
+Weigh = Callable[[np.ndarray], np.ndarray]
+"""From a row's old log-probs (float32 [response], NaN where the loss reads none) to the weights of its tokens' policy loss,
+float32 [response]."""
+
+_NEEDS_ADVANTAGE = ("clip_low", "clip_high", "dual_clip")
+
 
 @dataclass(frozen=True)
 class LossRecord:
     """What a training micro-batch hands back: its shares of the global loss and of its terms by name, which add up over
-    micro-batches and ranks, its statistics (`policy.losses`), and how much work it was."""
+    micro-batches and ranks, its statistics (`policy.losses`), how much work it was, and the log-probs of its rows' selected
+    tokens by row number where the objective measures them."""
 
     losses: dict[str, torch.Tensor]
     stats: Stats
     work: Work
+    log_probs: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 def measure(
     numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
 ) -> tuple[torch.Tensor, dict[int, np.ndarray]]:
     """Hands the log-probs back, row by row: record {row number: float32 [selected tokens]}."""
+    return log_probs.sum() * 0.0, _by_row(numbers, batch, log_probs)
+
+
+def _by_row(numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor) -> dict[int, np.ndarray]:
     rows = batch.gathered_row.cpu().numpy()
     values = log_probs.detach().float().cpu().numpy()
-    return log_probs.sum() * 0.0, {number: values[rows == index] for index, number in enumerate(numbers)}
+    return {number: values[rows == index] for index, number in enumerate(numbers)}
 
 
 @dataclass(frozen=True)
 class RowSignal:
     """A row's training signal and the log-probs it is compared with, all over its response tokens.
 
-    `old_log_probs` are the policy's own before the step (float32 [response]); `reference_log_probs` are read where the KL mask
-    is set and may be None where it is empty. `weights` (float32 [response]) multiply the policy loss of each token; either all
-    rows of a mini-batch have them or none.
+    `old_log_probs` are the policy's own before the step (float32 [response], read where the loss reads a token), or None where
+    the update itself is the first to run on these weights and measures them. `reference_log_probs` are read where the KL mask
+    is set and may be None where it is empty. `weigh` makes the weights that multiply the policy loss of each token. Of
+    `old_log_probs` and of `weigh`, either all rows of a mini-batch have them or none.
     """
 
     signal: TrainingSignal
-    old_log_probs: np.ndarray
+    old_log_probs: np.ndarray | None
     reference_log_probs: np.ndarray | None = None
-    weights: np.ndarray | None = None
+    weigh: Weigh | None = None
 
 
 class PolicyObjective:
-    """Clipped policy loss plus KL term of one global mini-batch, normalised over all of it."""
+    """Clipped policy loss plus KL term of one global mini-batch, normalised over all of it.
 
-    def __init__(self, config: LossConfig, signals: Sequence[RowSignal]) -> None:
+    Args:
+        config: the loss.
+        signals: of the rows that are computed.
+        denominators: counts of all rows of the mini-batch, where some that cannot change anything are not computed.
+
+    Where the signals hold no old log-probs, the forward pass is the first on these weights: its own log-probs, detached, are
+    the old ones. Every ratio is then exactly 1 with the gradient of the log-prob, weights are made from the same numbers, and
+    the records hand them back.
+    """
+
+    def __init__(self, config: LossConfig, signals: Sequence[RowSignal], denominators: Denominators | None = None) -> None:
         self._config = config
-        self._signals = signals
-        self._weighted = _all_weighted(signals)
-        self.selections = [_selection(row.signal, config) for row in signals]
+        self.signals = signals
+        self._measures = bool(signals) and not _all_or_none([row.old_log_probs for row in signals], "old log-probs")
+        self._weighted = _all_or_none([row.weigh for row in signals], "weights")
+        self.selections = [read_tokens(row.signal.policy_mask, row.signal.kl_mask, config) for row in signals]
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
-        self.denominators: Denominators = count_denominators(row.signal.policy_mask for row in signals)
+        computed = count_denominators(row.signal.policy_mask for row in signals)
+        self.denominators: Denominators = computed if denominators is None else denominators
+        self._trained_to_computed = self.denominators.trained_tokens / max(computed.trained_tokens, 1)
 
     def __call__(
         self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
     ) -> tuple[torch.Tensor, LossRecord]:
         """The micro-batch's share of the loss, and its statistics."""
         device = log_probs.device
-        rows = [self._signals[number] for number in numbers]
+        rows = [self.signals[number] for number in numbers]
+        measured = _by_row(numbers, batch, log_probs) if self._measures else {}
 
         def flat(values: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
             chosen = [value[self.selections[number]] for value, number in zip(values, numbers, strict=True)]
@@ -77,12 +104,14 @@ class PolicyObjective:
         loss, stats = policy_loss(
             self._config,
             **common,
-            old_log_probs=flat([row.old_log_probs for row in rows], torch.float32),
+            old_log_probs=log_probs if self._measures else flat([row.old_log_probs for row in rows], torch.float32),
             advantages=flat([row.signal.advantages for row in rows], torch.float32),
             mask=flat([row.signal.policy_mask for row in rows], torch.bool),
             entropy=entropy,
-            weights=flat([row.weights for row in rows], torch.float32) if self._weighted else None,
+            weights=flat(self._weights(numbers, measured), torch.float32) if self._weighted else None,
         )
+        # No bound ever stops a token without advantage, so those that are not computed are known, and count in these shares.
+        stats |= {name: stats[name] * stats[name].new_tensor([1, self._trained_to_computed]) for name in _NEEDS_ADVANTAGE}
         loss = loss / self.denominators.policy(self._config)
         losses = {"policy_loss": loss}
         if self._config.kl_coefficient > 0:
@@ -97,7 +126,18 @@ class PolicyObjective:
             losses["kl_loss"] = kl
             stats |= kl_stats
             loss = loss + kl
-        return loss, _record({**losses, "loss": loss}, stats, batch)
+        return loss, _record({**losses, "loss": loss}, stats, batch, measured)
+
+    def _weights(self, numbers: Sequence[int], measured: Mapping[int, np.ndarray]) -> list[np.ndarray]:
+        """Per row, float32 [response]."""
+        weights = []
+        for number in numbers:
+            row, old = self.signals[number], self.signals[number].old_log_probs
+            if old is None:
+                old = np.full(len(self.selections[number]), np.nan, dtype=np.float32)
+                old[self.selections[number]] = measured[number]
+            weights.append(row.weigh(old))
+        return weights
 
 
 class SupervisedObjective:
@@ -123,22 +163,26 @@ class SupervisedObjective:
         return loss, _record({"loss": loss}, stats, batch)
 
 
-def _all_weighted(signals: Sequence[RowSignal]) -> bool:
-    weighted = sum(row.weights is not None for row in signals)
-    if 0 < weighted < len(signals):
-        raise ValueError(f"{weighted} of {len(signals)} rows have weights; a mini-batch is weighted as a whole or not at all")
-    return weighted > 0
+def _all_or_none(values: Sequence[object | None], what: str) -> bool:
+    having = sum(value is not None for value in values)
+    if 0 < having < len(values):
+        raise ValueError(f"{having} of {len(values)} rows have {what}; all rows of a mini-batch have them or none")
+    return having > 0
 
 
-def _selection(signal: TrainingSignal, config: LossConfig) -> np.ndarray:
-    return signal.policy_mask | signal.kl_mask if config.kl_coefficient > 0 else signal.policy_mask
+def read_tokens(policy_mask: np.ndarray, kl_mask: np.ndarray, config: LossConfig) -> np.ndarray:
+    """The tokens whose log-prob the loss reads, bool like the masks: the KL mask counts where it has a coefficient."""
+    return policy_mask | kl_mask if config.kl_coefficient > 0 else policy_mask
 
 
-def _record(losses: dict[str, torch.Tensor], stats: Stats, batch: MicroBatch) -> LossRecord:
+def _record(
+    losses: dict[str, torch.Tensor], stats: Stats, batch: MicroBatch, log_probs: Mapping[int, np.ndarray] | None = None
+) -> LossRecord:
     return LossRecord(
         {name: value.detach().double().cpu() for name, value in losses.items()},
         {k: v.cpu() for k, v in stats.items()},
         micro_batch_work(batch),
+        log_probs or {},
     )
 
 

@@ -39,7 +39,8 @@ class UpdateReport:
     """One optimizer update of a global mini-batch: `losses` holds `loss` and its terms, `means` the statistics of
     `policy.losses`, then gradient norm and learning rate, and over all replicas the tokens that were computed and the
     operations of its forward and backward passes. `row_tokens` is how many tokens its rows have, each counted whole, and
-    `balance` how they were dealt to micro-batches and ranks."""
+    `balance` how they were dealt to micro-batches and ranks. `log_probs` are those of the selected tokens before the update,
+    float32 [selected tokens] for each of its rows, where the objective measures them (`PolicyObjective`); empty otherwise."""
 
     losses: Mapping[str, float]
     means: Mapping[str, float]
@@ -49,6 +50,7 @@ class UpdateReport:
     flops: Flops = Flops()
     row_tokens: int = 0
     balance: PlanBalance | None = None
+    log_probs: tuple[np.ndarray, ...] = ()
 
 
 class Policy:
@@ -139,6 +141,7 @@ class Policy:
         # One rank of each last stage tells, so that everything is counted once.
         gathered = [record for part in self._world.all_gather(records if self._world.leads_stage else []) for record in part]
         losses = {name: float(sum(record.losses[name] for record in gathered)) for name in gathered[0].losses}
+        measured = {number: values for record in gathered for number, values in record.log_probs.items()}
         done = sum((record.work for record in gathered), Work())
         flops = model_flops(self.main.shape, self._config.parallel, done, Compute.of(self._config.model))
         return UpdateReport(
@@ -150,6 +153,7 @@ class Policy:
             flops,
             sum(len(row) for row in rows),
             work.balance,
+            tuple(measured[number] for number in sorted(measured)),
         )
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:

@@ -16,12 +16,12 @@ from octopus_mcore.policy.policy import UpdateReport
 from octopus_mcore.policy.schedule import learning_rate
 from octopus_mcore.rewards.shaping import pair_judgement
 from octopus_mcore.training.phase import begin_phase, end_step
-from octopus_mcore.training.row_batch import RowBatch, row_batch, update_metrics
+from octopus_mcore.training.row_batch import RowBatch, measured_groups, row_batch, update_metrics
 from octopus_mcore.training.session import Session, judging
 
 
 def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
-    """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates."""
+    """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates → what they measured."""
     source = load_plugin(session.config.data.train, "data.train")
     pair = partial(pair_judgement, config=phase.rewards)
     buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, pair)
@@ -42,15 +42,17 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
                 session.seat.make_room()
             with session.timer("log-probs"):
                 batch = row_batch(session.policy, result.groups, phase)
-            if batch.alarm is not None:
-                session.progress.warn(f"{name} step {step}: {batch.alarm}")
             with session.timer("update"):
                 reports = _update(session, phase, step, batch)
+            measured = measured_groups(batch, reports, phase)
+            if measured.alarm is not None:
+                session.progress.warn(f"{name} step {step}: {measured.alarm}")
             natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
-            metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics | batch.metrics
-            metrics |= update_metrics(reports) | session.performance(reports) | session.seat.losses()
+            metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics
+            metrics |= batch.metrics | measured.metrics | update_metrics(reports)
+            metrics |= session.performance(reports) | session.seat.losses()
             session.state.buffer = buffer.state_dict()
-            _journal(session, name, step, groups, batch.groups)
+            _journal(session, name, step, groups, measured.groups)
             end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)
 
 
@@ -58,15 +60,15 @@ def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) 
     """The step's optimizer updates, whole groups in each."""
     total = phase.steps * phase.updates_per_step
     reports = []
-    for number, (rows, objective) in enumerate(batch.mini_batches(phase.updates_per_step, phase.loss)):
+    for number, part in enumerate(batch.mini_batches):
         rate = learning_rate((step - 1) * phase.updates_per_step + number, phase.optimizer, total)
-        reports.append(session.policy.update(rows, objective, phase.rollout.temperature, rate))
+        reports.append(session.policy.update(part.rows, part.objective, phase.rollout.temperature, rate))
     return reports
 
 
 def _journal(session: Session, name: str, step: int, sampled: Sequence[Group], trained: Sequence[Group]) -> None:
-    """Every k-th step's rollouts with spans, provenance, training signal and the trainer's log-probs; excluded natives stand
-    behind them, without signal and these. A repeated step replaces its file."""
+    """Every k-th step's rollouts with spans, provenance, training signal and what the trainer measured; excluded natives stand
+    behind them, without the last two. A repeated step replaces its file."""
     every = session.config.observe.rollouts_every
     if not session.world.is_main or not every or step % every:
         return

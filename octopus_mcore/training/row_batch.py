@@ -1,102 +1,207 @@
-"""From the buffer's groups to rows with everything that the loss compares: old and reference log-probs, splice ratios."""
+"""From the buffer's groups to the rows of each update with everything that the loss compares, and back to the groups with what
+the policy measured of them.
+
+Old log-probs are those of the weights before the step. The first update runs on these weights, so its own forward pass
+measures them; only rows of later updates need a pass before. The reference sees each distinct first attempt once. What cannot
+change anything is not computed (`training.needed`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from octopus_mcore.config.schema import LossConfig, RLPhaseConfig
-from octopus_mcore.experience.mismatch import mismatch_alarm, mismatch_metrics, token_weights, weight_metrics
+from octopus_mcore.experience.mismatch import (
+    known_behaviour,
+    mismatch_alarm,
+    mismatch_metrics,
+    token_weights,
+    weight_metrics,
+)
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.types import Group, Rollout
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row, row_of
+from octopus_mcore.training.needed import NeededRow, Part, Place, parts_of
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """One update: the rows that are computed, where they stand in the groups, and their objective, whose denominators count all
+    rows of its groups."""
+
+    places: tuple[Place, ...]
+    rows: list[Row]
+    objective: PolicyObjective
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """The rows of one step, group by group, with their signals, and metrics of how they were made.
-
-    `groups` are the buffer's, with the policy's log-probs on each rollout; `alarm` is the warning where the engine's differ by
-    too much.
-    """
+    """One step: the buffer's groups, the mini-batches of its updates, and metrics of what is computed."""
 
     groups: tuple[Group, ...]
-    rows: list[list[Row]]
-    signals: list[list[RowSignal]]
+    mini_batches: tuple[MiniBatch, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class MeasuredGroups:
+    """The buffer's groups with the policy's log-probs before the step on each rollout, what these say about splices, mismatch
+    and weights, and the warning where the engine's log-probs differ by too much."""
+
+    groups: tuple[Group, ...]
     metrics: dict[str, float]
     alarm: str | None = None
 
-    def mini_batches(self, count: int, loss: LossConfig) -> Iterator[tuple[list[Row], PolicyObjective]]:
-        """The groups cut into `count` parts of (nearly) equal numbers of groups. A part that trains nothing is left out."""
-        bounds = [len(self.rows) * part // count for part in range(count + 1)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
-            rows = [row for group in self.rows[start:end] for row in group]
-            objective = PolicyObjective(loss, [signal for group in self.signals[start:end] for signal in group])
-            if objective.denominators.trained_tokens:
-                yield rows, objective
-
 
 def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> RowBatch:
-    """Rows of all rollouts with the policy's own log-probs before the step and,
-    where the phase has a KL term, the reference's."""
-    temperature = phase.rollout.temperature
-    rows = [[row_of(group.prompt, rollout.token_ids) for rollout in group.rollouts] for group in groups]
-    flat = [row for group in rows for row in group]
-    old = iter(policy.log_probs(flat, [np.ones(row.response_length, dtype=bool) for row in flat], temperature))
+    """The step's mini-batches, with the old log-probs of all but the first, and the reference's on KL tokens.
+
+    Raises:
+        ValueError: an engine's log-prob is not finite.
+    """
+    for native in (native for group in groups for native in group.natives):
+        known_behaviour(native)  # all ranks refuse it here; in the update, one rank would, and the others wait
+    loss, temperature = phase.loss, phase.rollout.temperature
+    parts = parts_of(groups, phase.updates_per_step, loss)
+    later = [need for part in parts[1:] for need in part.needed]
+    old = _old_log_probs(policy, later, temperature)
+    firsts = _first_attempts(groups, parts) if loss.kl_coefficient > 0 else []
+    reference = _reference_log_probs(policy, firsts, temperature)
+    mini_batches = tuple(_mini_batch(part, old, reference, loss) for part in parts)
+    metrics = _work_metrics(groups, parts) | {
+        "batch/old_tokens": _tokens(need.row for need in later),
+        "batch/reference_tokens": _tokens(first.row for first in firsts),
+    }
+    return RowBatch(tuple(groups), mini_batches, metrics if groups else {})
+
+
+def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLPhaseConfig) -> MeasuredGroups:
+    """What the updates of the step and the pass before them measured; `reports` are those of the mini-batches, in order."""
+    old: dict[Place, np.ndarray] = {}
+    for mini_batch, report in zip(batch.mini_batches, reports, strict=True):
+        objective = mini_batch.objective
+        for index, (place, chosen) in enumerate(zip(mini_batch.places, objective.selections, strict=True)):
+            known = objective.signals[index].old_log_probs
+            old[place] = _spread(report.log_probs[index], chosen) if known is None else known
     groups = tuple(
-        replace(group, rollouts=tuple(replace(rollout, old_log_probs=next(old)) for rollout in group.rollouts))
-        for group in groups
+        replace(group, rollouts=tuple(_with_old(r, old.get((number, i))) for i, r in enumerate(group.rollouts)))
+        for number, group in enumerate(batch.groups)
     )
-    references = _reference_log_probs(policy, groups, temperature) if phase.loss.kl_coefficient > 0 else {}
-    signals = [
-        [_signal(rollout, references.get((number, index)), phase.loss) for index, rollout in enumerate(group.rollouts)]
-        for number, group in enumerate(groups)
-    ]
-    return RowBatch(groups, rows, signals, *_metrics(groups, phase))
-
-
-def _signal(rollout: Rollout, reference: np.ndarray | None, loss: LossConfig) -> RowSignal:
-    return RowSignal(rollout.signal, rollout.old_log_probs, reference, token_weights(rollout, loss))
-
-
-def _metrics(groups: Sequence[Group], phase: RLPhaseConfig) -> tuple[dict[str, float], str | None]:
-    """Metrics of splices, mismatch and weights, and the alarm's text where the mismatch is too large."""
-    ratios = [splice_log_ratios(group, [rollout.old_log_probs for rollout in group.rollouts]) for group in groups]
+    ratios = np.concatenate([np.zeros(0), *(splice_log_ratios(group) for group in groups)])
     mismatch, threshold, alarm = mismatch_metrics(groups, phase.loss.mismatch_cap), phase.rollout.mismatch_alarm, None
     if mismatch and threshold is not None:
         alarm = mismatch_alarm(mismatch, threshold)
         mismatch["mismatch/alarm"] = float(alarm is not None)
-    return splice_metrics(np.concatenate([*ratios, np.zeros(0)])) | mismatch | weight_metrics(groups, phase.loss), alarm
+    return MeasuredGroups(groups, splice_metrics(ratios) | mismatch | weight_metrics(groups, phase.loss), alarm)
 
 
-def _reference_log_probs(policy: Policy, groups: Sequence[Group], temperature: float) -> dict[tuple[int, int], np.ndarray]:
-    """Reference log-probs of KL tokens by (group, rollout), float32 [response], 0 elsewhere.
+def _mini_batch(
+    part: Part, old: Mapping[Place, np.ndarray], reference: Mapping[Place, np.ndarray], loss: LossConfig
+) -> MiniBatch:
+    signals = [
+        RowSignal(
+            need.signal,
+            old.get(need.place),
+            reference.get(need.place),
+            None if loss.mismatch == "none" else partial(_weights, need.rollout, loss),
+        )
+        for need in part.needed
+    ]
+    objective = PolicyObjective(loss, signals, part.denominators)
+    return MiniBatch(tuple(need.place for need in part.needed), [need.row for need in part.needed], objective)
 
-    KL tokens are first attempts, and a first attempt is used by several rollouts: each distinct prefix is computed once.
-    """
-    prefixes: dict[tuple[int, tuple[int, ...]], int] = {}
-    rows: list[Row] = []
-    uses: dict[tuple[int, int], int] = {}
-    for number, group in enumerate(groups):
-        for index, rollout in enumerate(group.rollouts):
-            if not rollout.signal.kl_mask.any():
-                continue
-            prefix = rollout.token_ids[: int(np.flatnonzero(rollout.signal.kl_mask)[-1]) + 1]
-            key = (number, prefix)
-            if key not in prefixes:
-                prefixes[key] = len(rows)
-                rows.append(row_of(group.prompt, prefix))
-            uses[number, index] = prefixes[key]
-    if not rows:
+
+def _weights(rollout: Rollout, loss: LossConfig, old: np.ndarray) -> np.ndarray:
+    """`token_weights` of a row that may end before its rollout."""
+    return token_weights(_with_old(rollout, old), loss)[: len(old)]
+
+
+def _old_log_probs(policy: Policy, needed: Sequence[NeededRow], temperature: float) -> dict[Place, np.ndarray]:
+    """The policy's log-probs of the tokens that the loss reads, float32 [response of the row] by place, NaN elsewhere."""
+    if not needed:
         return {}
-    measured = policy.log_probs(rows, [np.ones(row.response_length, dtype=bool) for row in rows], temperature, reference=True)
+    selections = [need.selection for need in needed]
+    measured = policy.log_probs([need.row for need in needed], selections, temperature)
+    return {n.place: _spread(values, n.selection) for n, values in zip(needed, measured, strict=True)}
+
+
+@dataclass(frozen=True)
+class _FirstAttempt:
+    """A distinct prefix of a prompt's responses that ends at a KL token: its row, the rows that begin with it, and which tokens
+    the KL term reads in any of them, bool [response of the row]."""
+
+    row: Row
+    users: tuple[NeededRow, ...]
+    held: np.ndarray
+
+
+def _first_attempts(groups: Sequence[Group], parts: Sequence[Part]) -> list[_FirstAttempt]:
+    """What the reference must see: KL tokens are first attempts, and one of these is in several rows of its group."""
+    users: dict[tuple[int, tuple[int, ...]], list[NeededRow]] = {}
+    for need in (need for part in parts for need in part.needed if need.signal.kl_mask.any()):
+        end = int(np.flatnonzero(need.signal.kl_mask)[-1]) + 1
+        users.setdefault((need.place[0], need.rollout.token_ids[:end]), []).append(need)
+    return [
+        _FirstAttempt(
+            row_of(groups[number].prompt, prefix),
+            tuple(sharing),
+            np.logical_or.reduce([need.signal.kl_mask[: len(prefix)] for need in sharing]),
+        )
+        for (number, prefix), sharing in users.items()
+    ]
+
+
+def _reference_log_probs(policy: Policy, firsts: Sequence[_FirstAttempt], temperature: float) -> dict[Place, np.ndarray]:
+    """Reference log-probs of KL tokens, float32 [response of the row] by place, NaN elsewhere."""
+    if not firsts:
+        return {}
+    rows, held = [first.row for first in firsts], [first.held for first in firsts]
+    measured = policy.log_probs(rows, held, temperature, reference=True)
     return {
-        (number, index): np.pad(measured[row], (0, len(groups[number].rollouts[index].token_ids) - len(measured[row])))
-        for (number, index), row in uses.items()
+        need.place: _padded(_spread(values, first.held), len(need.selection))
+        for first, values in zip(firsts, measured, strict=True)
+        for need in first.users
+    }
+
+
+def _with_old(rollout: Rollout, old: np.ndarray | None) -> Rollout:
+    """The rollout with these old log-probs, of its first tokens or of none."""
+    return replace(rollout, old_log_probs=None if old is None else _padded(old, len(rollout.token_ids)))
+
+
+def _spread(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The values at the chosen tokens, NaN elsewhere."""
+    spread = np.full(len(chosen), np.nan, dtype=np.float32)
+    spread[chosen] = values
+    return spread
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+    """The values, and NaN behind them."""
+    return np.pad(values, (0, length - len(values)), constant_values=np.nan)
+
+
+def _tokens(rows: Iterable[Row]) -> float:
+    return float(sum(map(len, rows)))
+
+
+def _work_metrics(groups: Sequence[Group], parts: Sequence[Part]) -> dict[str, float]:
+    """What is computed of the step's rows in the updates (docs/method.md §6, «What is computed»)."""
+    lengths = [len(group.prompt.token_ids) + len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    needed = [need for part in parts for need in part.needed]
+    held = sum(not need.signal.policy_mask.any() for need in needed)
+    return {
+        "train/skipped_rows": (len(lengths) - len(needed)) / max(len(lengths), 1),
+        "train/kl_only_rows": held / max(len(lengths), 1),
+        "batch/row_tokens": float(sum(lengths)),
+        "batch/update_tokens": _tokens(need.row for need in needed),
+        "batch/head_tokens": float(sum(int(need.selection.sum()) for need in needed)),
     }
 
 

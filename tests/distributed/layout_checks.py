@@ -94,7 +94,8 @@ def policy_objective(batch: TinyBatch, loss: LossConfig) -> PolicyObjective:
         kl = draw.random(length) < 0.3
         signal = TrainingSignal(selection, kl, draw.standard_normal(length).astype(np.float32))
         old, reference = (draw.normal(-4.5, 0.3, length).astype(np.float32) for _ in range(2))
-        signals.append(RowSignal(signal, old, reference, draw.choice([0.0, 0.5, 1.0, 2.0], length).astype(np.float32)))
+        weights = draw.choice([0.0, 0.5, 1.0, 2.0], length).astype(np.float32)
+        signals.append(RowSignal(signal, old, reference, lambda old, weights=weights: weights))
     return PolicyObjective(loss, signals)
 
 
@@ -118,11 +119,11 @@ def gradients_and_update(
             "grad_norm": report.grad_norm,
             "means": dict(report.means),
             "gradients": gradients,
-            "weights": _stream(policy, "all"),
+            "weights": streamed_weights(policy, "all"),
         }
 
 
-def _stream(policy: Policy, target: str) -> dict[str, torch.Tensor]:
+def streamed_weights(policy: Policy, target: str) -> dict[str, torch.Tensor]:
     return {item.name: item.tensor.clone() for bucket in policy.weight_stream(target) for item in bucket}
 
 
@@ -133,7 +134,7 @@ def streamed_gradients(policy: Policy, world: World) -> dict[str, torch.Tensor]:
     kept = [p.detach().clone() for p in parameters]
     for parameter in parameters:
         parameter.copy_(parameter.main_grad)
-    gradients = _stream(policy, "all")
+    gradients = streamed_weights(policy, "all")
     for parameter, value in zip(parameters, kept, strict=True):
         parameter.copy_(value)
     return gradients
@@ -143,7 +144,7 @@ def round_trip(checkpoint: str, layout: Layout, target: str) -> tuple[bool, dict
     """HF folder → Megatron → weight stream, on every rank, and whether the rank leads its replica."""
     config = config_for(checkpoint, layout)
     with join_world(config.parallel, RuntimeConfig()) as world:
-        return world.is_replica_leader, _stream(Policy(config, world, {}, BANNED), target)
+        return world.is_replica_leader, streamed_weights(Policy(config, world, {}, BANNED), target)
 
 
 def measure_padded(

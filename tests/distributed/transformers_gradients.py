@@ -18,13 +18,13 @@ def assert_gradients_equal_transformers(checkpoint: str, result: dict, image_cou
     model = hf_model(checkpoint)
     rows = [hf_log_probs(model, batch, row, TEMPERATURE) for row in range(len(batch.rows))]
     total = torch.zeros(())
-    for log_probs, signal, chosen in zip(rows, objective._signals, objective.selections, strict=True):
+    for log_probs, signal, chosen in zip(rows, objective.signals, objective.selections, strict=True):
         advantage = torch.from_numpy(signal.signal.advantages[chosen])
         policy_mask = torch.from_numpy(signal.signal.policy_mask[chosen])
         kl_mask = torch.from_numpy(signal.signal.kl_mask[chosen])
         ratio = (log_probs - torch.from_numpy(signal.old_log_probs[chosen])).exp()
         clipped = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.1, 10.0))
-        weighted = clipped * torch.from_numpy(signal.weights[chosen])
+        weighted = clipped * torch.from_numpy(signal.weigh(signal.old_log_probs)[chosen])
         total = total + weighted[policy_mask].mean() / len(rows)
         if kl_mask.any():
             difference = (torch.from_numpy(signal.reference_log_probs[chosen]) - log_probs)[kl_mask]

@@ -28,7 +28,7 @@ def test_a_group_survives_the_journal_bit_by_bit(labels, floats, with_signal, me
     group = buffered(labels) if with_signal else group_of(labels)
     first = group.rollouts[0]
     odd = np.resize(np.array(floats, dtype=np.float32), len(first.token_ids))
-    old = odd[::-1].copy() if measured else None
+    old = np.where(np.arange(len(odd)) % 3 == 0, np.nan, odd[::-1]).astype(np.float32) if measured else None
     group = replace(group, rollouts=(replace(first, log_probs=odd, old_log_probs=old), *group.rollouts[1:]))
     assert same_group(decode_group(encode_group(group)), group)
 
@@ -45,6 +45,23 @@ def test_a_journal_of_before_the_trainers_log_probs_were_kept_still_reads():
     for rollout in row["rollouts"]:
         assert rollout.pop("old_log_probs") is None
     assert same_group(decode_group(json.dumps(row)), group)
+
+
+def test_a_line_is_json_where_tokens_were_not_measured():
+    """JSON has no NaN: these are within the arrays' bytes, and a rollout of which nothing was measured holds null."""
+    group = group_of(["cc", "ww"])
+    part = np.full(len(group.rollouts[0].token_ids), np.nan, dtype=np.float32)
+    part[2] = -0.5
+    group = replace(group, rollouts=(replace(group.rollouts[0], old_log_probs=part), group.rollouts[1]))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    row = json.loads(encode_group(group), parse_constant=refuse)
+    assert row["rollouts"][1]["old_log_probs"] is None
+    first, second = decode_group(encode_group(group)).rollouts
+    assert first.measured_mask().nonzero()[0].tolist() == [2] and first.old_log_probs[2] == -0.5
+    assert second.old_log_probs is None and not second.measured_mask().any()
 
 
 def test_old_log_probs_of_another_length_are_refused():

@@ -99,7 +99,7 @@ def test_spans_without_a_valid_behaviour_are_not_read():
     metrics = mismatch_metrics([group_of(native)], 2.0)
     assert metrics["mismatch/max"] == 0.5 and np.isfinite(list(metrics.values())).all()
     assert not any("injected" in key for key in metrics)
-    np.testing.assert_array_equal(log_ratios(native), [0.5, -0.5, 0.0])
+    np.testing.assert_array_equal(log_ratios(native), [0.5, -0.5, np.nan])
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -115,6 +115,32 @@ def test_rollouts_that_the_trainer_has_not_seen_have_no_mismatch():
     assert mismatch_metrics([group_of(unseen, rollout_of([0.5]))], 2.0) == mismatch_metrics([group_of(rollout_of([0.5]))], 2.0)
     with pytest.raises(ValueError, match="old_log_probs"):
         token_weights(unseen, LossConfig(mismatch="mask"))
+
+
+def test_tokens_that_the_trainer_did_not_measure_take_no_part():
+    whole = rollout_of([0.5, -0.25, 9.0, 1.0, -2.0], three_spans())
+    whole.old_log_probs[[1, 2]] = np.nan
+    metrics = mismatch_metrics([group_of(whole)], cap=2.0)
+    assert metrics["mismatch/mean"] == pytest.approx(3.5 / 3) and metrics["mismatch/first/mean"] == pytest.approx(0.5)
+    assert not any("separator" in key for key in metrics) and np.isfinite(list(metrics.values())).all()
+    nothing = replace(whole, old_log_probs=np.full(5, np.nan, dtype=np.float32))
+    assert mismatch_metrics([group_of(nothing)], 2.0) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_weights_of_measured_tokens_do_not_depend_on_the_others(answer, kind):
+    """What the loss does not read, it does not measure; a row of which it reads nothing has weights 1 and no share in them."""
+    config = LossConfig(kind=kind, mismatch=answer, mismatch_cap=1.7)
+    whole = rollout_of([0.5, -0.25, 9.0, 0.3, -2.0], three_spans(), trained=[True, True, False, True, True])
+    part = replace(whole, old_log_probs=np.where(whole.signal.policy_mask, whole.old_log_probs, np.nan).astype(np.float32))
+    chosen = whole.signal.policy_mask
+    np.testing.assert_array_equal(token_weights(part, config)[chosen], token_weights(whole, config)[chosen])
+    held = replace(whole, old_log_probs=np.where(chosen, np.nan, whole.old_log_probs).astype(np.float32))
+    assert np.isfinite(token_weights(held, config)).all() and (token_weights(held, config)[chosen] == 1).all()
+    left_out = replace(whole, old_log_probs=None)
+    assert weight_metrics([group_of(part, held, left_out)], config) == weight_metrics([group_of(whole)], config)
+    assert weight_metrics([group_of(held, left_out)], config) == {}
 
 
 def test_the_alarm_names_the_worst_span_kind_and_both_numbers():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octopus_mcore.config.schema import RecombineConfig
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
-from octopus_mcore.experience.types import Group, SpanKind
+from octopus_mcore.experience.types import Group, Rollout, SpanKind
 from octopus_mcore.runtime.seeds import key_bits
 from tests.experience_groups import group_of, pair_judgement
 
@@ -21,6 +21,12 @@ LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=
 
 def recombined(labels: list[str], target: int, selection: str = "paper") -> Group:
     return recombine(group_of(labels), RecombineConfig(target=target, selection=selection), 10**6, pair_judgement, 0, 0)
+
+
+def measured(group: Group, log_probs=None) -> Group:
+    """The group with a policy's log-probs of all tokens; `contextual` unless another is named."""
+    old = log_probs or contextual
+    return replace(group, rollouts=tuple(replace(r, old_log_probs=old(r.token_ids)) for r in group.rollouts))
 
 
 def contextual(token_ids: tuple[int, ...]) -> np.ndarray:
@@ -43,8 +49,8 @@ def correction_log_prob(group: Group, first: int, correction: int) -> float:
 @settings(deadline=None, max_examples=30)
 @given(LABELS, st.integers(1, 9), st.sampled_from(["paper", "reference", "random"]))
 def test_the_ratio_compares_the_correction_behind_both_first_attempts(labels, target, selection):
-    group = recombined(labels, target, selection)
-    ratios = splice_log_ratios(group, [contextual(rollout.token_ids) for rollout in group.rollouts])
+    group = measured(recombined(labels, target, selection))
+    ratios = splice_log_ratios(group)
     expected = [
         correction_log_prob(group, pair.first, pair.correction) - correction_log_prob(group, pair.correction, pair.correction)
         if group.natives[pair.correction].has_correction
@@ -59,21 +65,21 @@ def test_a_splice_of_a_rollout_with_itself_has_ratio_one():
     """The released rule admits i = j; there the context has not changed."""
     group = recombined(["wc", "cw", "w"], 9, "reference")
     own = [rollout.provenance.first == rollout.provenance.correction for rollout in group.rollouts if rollout.synthesised]
-    ratios = splice_log_ratios(group, [contextual(rollout.token_ids) for rollout in group.rollouts])
+    ratios = splice_log_ratios(measured(group))
     assert any(own) and not all(own)
     assert [ratio == 0 for ratio in ratios] == own
 
 
 def test_a_policy_that_looks_at_no_context_finds_every_splice_as_likely():
     group = recombined(["wc", "cc", "cw", "ww"], 16)
-    ratios = splice_log_ratios(group, [context_free(rollout.token_ids) for rollout in group.rollouts])
+    ratios = splice_log_ratios(measured(group, context_free))
     assert len(ratios) == 12
     np.testing.assert_allclose(ratios, 0, atol=1e-9)
 
 
 def test_groups_without_splices_have_no_ratios():
     group = recombined(["c", "w"], 2)
-    ratios = splice_log_ratios(group, [contextual(rollout.token_ids) for rollout in group.rollouts])
+    ratios = splice_log_ratios(measured(group))
     assert ratios.shape == (0,) and splice_metrics(ratios) == {}
 
 
@@ -84,7 +90,44 @@ def test_a_splice_whose_parent_has_another_correction_is_refused():
     shorter = replace(native, spans=(*before, replace(correction, end=correction.end - 1)))
     rollouts = tuple(shorter if rollout is native else rollout for rollout in group.rollouts)
     with pytest.raises(ValueError, match=r"prompt question-1: a splice's correction has \d+ tokens, its parent's \d+"):
-        splice_log_ratios(Group(group.prompt, rollouts), [contextual(rollout.token_ids) for rollout in rollouts])
+        splice_log_ratios(measured(Group(group.prompt, rollouts)))
+
+
+def without(rollout: Rollout, how: str) -> Rollout:
+    """The rollout as it is where it was not computed, or only up to the end of its first attempt, or but for one token."""
+    if how == "left out":
+        return replace(rollout, old_log_probs=None)
+    old = rollout.old_log_probs.copy()
+    old[rollout.span(SpanKind.CORRECTION).start + (how == "one token") :] = np.nan
+    return replace(rollout, old_log_probs=old)
+
+
+@pytest.mark.parametrize("how", ["left out", "first attempt only", "one token"])
+@pytest.mark.parametrize("missing", ["parent", "splice"])
+def test_a_splice_that_was_not_measured_in_both_places_is_left_out_and_counted(missing: str, how: str):
+    group = measured(recombined(["wc", "cc", "cw", "ww"], 16))
+    expected = splice_log_ratios(group)
+    place = 1 if missing == "parent" else 7
+    rollouts = list(group.rollouts)
+    rollouts[place] = without(rollouts[place], how)
+    ratios = splice_log_ratios(Group(group.prompt, tuple(rollouts)))
+    unknown = [
+        missing == "parent" and rollout.provenance.correction == 1 or missing == "splice" and number == place
+        for number, rollout in enumerate(rollouts)
+        if rollout.synthesised
+    ]
+    assert 0 < sum(unknown) < len(ratios)
+    np.testing.assert_array_equal(ratios, np.where(unknown, np.nan, expected))
+    metrics = splice_metrics(ratios)
+    assert metrics.pop("splice/unmeasured") == sum(unknown)
+    assert metrics == {
+        key: value for key, value in splice_metrics(expected[~np.array(unknown)]).items() if key != "splice/unmeasured"
+    }
+
+
+def test_where_no_splice_was_measured_only_their_number_is_known():
+    group = recombined(["wc", "cw"], 4)
+    assert splice_metrics(splice_log_ratios(group)) == {"splice/unmeasured": 2.0}
 
 
 def test_metrics_of_known_ratios():
@@ -95,5 +138,6 @@ def test_metrics_of_known_ratios():
             "splice/log_rho_median": 0.0,
             "splice/log_rho_p05": -10.0 + 0.2 * 9.0,
             "splice/log_rho_min": -10.0,
+            "splice/unmeasured": 0.0,
         }
     )

@@ -46,9 +46,18 @@ def make_signals(lengths: list[int], seed: int, weighted: bool = False) -> list[
         advantages = np.full(length, draw.standard_normal(), dtype=np.float32)
         signal = TrainingSignal(draw.random(length) < 0.7, draw.random(length) < 0.4, advantages)
         old, reference = (draw.normal(-2, 0.5, length).astype(np.float32) for _ in range(2))
-        weights = draw.choice([0.0, 0.5, 1.0, 2.0], length).astype(np.float32) if weighted else None
-        signals.append(RowSignal(signal, old, reference, weights))
+        signals.append(RowSignal(signal, old, reference, weigher(draw.normal(-2, 0.5, length)) if weighted else None))
     return signals
+
+
+def weigher(behaviour: np.ndarray):
+    """Weights that are a function of the old log-probs: the ratio to `behaviour`, at most 1.2, and 0 below 0.6."""
+
+    def weigh(old: np.ndarray) -> np.ndarray:
+        ratios = np.exp(old - behaviour)
+        return np.where(ratios < 0.6, 0, np.minimum(ratios, 1.2)).astype(np.float32)
+
+    return weigh
 
 
 def log_prob_table(rows: list[Row], seed: int) -> torch.Tensor:
@@ -114,7 +123,7 @@ def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed, weig
         advantages = torch.from_numpy(own.signal.advantages)
         clipped = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.3))
         if weighted:
-            clipped = clipped * torch.from_numpy(own.weights)
+            clipped = clipped * torch.from_numpy(own.weigh(own.old_log_probs))
         if mask.any():
             expected = expected + clipped[mask].mean() / trained
         if kl_mask.any():
@@ -156,10 +165,83 @@ def test_kl_tokens_without_reference_are_refused_and_others_need_none():
         run(PolicyObjective(LossConfig(kl_coefficient=0.1), [free[0], held]), rows, table, [[0, 1]])
 
 
-def test_a_mini_batch_that_is_weighted_in_part_is_refused():
+def test_a_mini_batch_that_is_weighted_or_measured_in_part_is_refused():
     signals = make_signals([2, 3], 0, weighted=True)
     with pytest.raises(ValueError, match="1 of 2 rows have weights"):
-        PolicyObjective(LossConfig(), [signals[0], replace(signals[1], weights=None)])
+        PolicyObjective(LossConfig(), [signals[0], replace(signals[1], weigh=None)])
+    with pytest.raises(ValueError, match="1 of 2 rows have old log-probs"):
+        PolicyObjective(LossConfig(), [signals[0], replace(signals[1], old_log_probs=None)])
+
+
+# -- the update's own forward pass as the one that measures ----------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
+def test_measuring_in_the_update_equals_measuring_before_it(lengths, loss, seed, weighted, data):
+    """Bit by bit: loss, gradient, statistics, and the log-probs that are handed back, whatever the micro-batches."""
+    rows = make_rows(lengths)
+    table = log_prob_table(rows, seed).detach().float().requires_grad_()
+    unknown = [replace(row, old_log_probs=None) for row in make_signals(lengths, seed, weighted)]
+    within = PolicyObjective(loss, unknown)
+    micro_batches = partitions(len(rows), data)
+    before = {}
+    for numbers in micro_batches:
+        batch = pack_rows([rows[i] for i in numbers], [within.selections[i] for i in numbers], merge_size=2)
+        before |= measure(numbers, batch, table[batch.targets], None)[1]
+    known = []
+    for number, row in enumerate(unknown):
+        old = np.full(len(within.selections[number]), np.nan, dtype=np.float32)
+        old[within.selections[number]] = before[number]
+        known.append(replace(row, old_log_probs=old))
+    found, expected = (run(objective, rows, table, micro_batches) for objective in (within, PolicyObjective(loss, known)))
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(a, b)
+    assert found[3] == expected[3] and means(found[2]) == means(expected[2])
+    handed_back = recorded_log_probs(within, rows, table, micro_batches)
+    assert handed_back.keys() == before.keys()
+    assert all(handed_back[number].tobytes() == before[number].tobytes() for number in before)
+    assert recorded_log_probs(PolicyObjective(loss, known), rows, table, micro_batches) == {}
+    trained = means(found[2])
+    if "ratio" in trained:
+        assert trained["ratio"] == 1 and trained["old_kl"] == 0
+
+
+def recorded_log_probs(objective, rows, table, micro_batches) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for numbers in micro_batches:
+        batch = pack_rows([rows[i] for i in numbers], [objective.selections[i] for i in numbers], merge_size=2)
+        found |= objective(numbers, batch, table[batch.targets], None)[1].log_probs
+    return found
+
+
+# -- rows that are not computed ----------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
+def test_rows_without_advantage_can_be_left_out(lengths, loss, seed, weighted, data):
+    """Loss, gradient and the shares of clipped tokens are those of all rows: the denominators know them."""
+    rows, signals = make_rows(lengths), make_signals(lengths, seed, weighted)
+    idle = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    none = [np.zeros(length, dtype=bool) for length in lengths]
+    for number in np.flatnonzero(idle):
+        own = signals[number].signal
+        signals[number] = replace(signals[number], signal=replace(own, advantages=own.advantages * 0, kl_mask=none[number]))
+    table = log_prob_table(rows, seed)
+    everything = PolicyObjective(loss, signals)
+    expected = run(everything, rows, table, [list(range(len(rows)))])
+    kept = [number for number in range(len(rows)) if not idle[number]]
+    fewer = PolicyObjective(loss, [signals[number] for number in kept], everything.denominators)
+    found = run(fewer, [rows[number] for number in kept], table, partitions(len(kept), data))
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert found[3] == pytest.approx(expected[3], abs=1e-12)
+    shares, all_shares = means(found[2]), means(expected[2])
+    for name in {"clip_low", "clip_high", "dual_clip", "kl"} & shares.keys():
+        assert shares[name] == pytest.approx(all_shares[name], abs=1e-12)
+    if any(signals[number].signal.policy_mask.any() for number in kept):
+        assert {"clip_low", "clip_high", "dual_clip", "ratio", "entropy"} <= shares.keys()
 
 
 # -- supervised loss and measuring ----------------------------------------

@@ -13,14 +13,15 @@ from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.schema import BufferConfig, LossConfig, RecombineConfig, RLPhaseConfig
 from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.journal import decode_group, encode_group
-from octopus_mcore.experience.mismatch import mismatch_metrics, token_weights
+from octopus_mcore.experience.mismatch import mismatch_metrics, token_weights, weight_metrics
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.stages import StageContext
-from octopus_mcore.experience.types import Group, SpanKind
+from octopus_mcore.experience.types import Group, Prompt, Rollout, SpanKind
+from octopus_mcore.policy.denominators import count_denominators
 from octopus_mcore.policy.policy import UpdateReport
 from octopus_mcore.runtime.seeds import key_bits
-from octopus_mcore.training.row_batch import RowBatch, row_batch, update_metrics
-from tests.experience_groups import group_of, pair_judgement
+from octopus_mcore.training.row_batch import MeasuredGroups, RowBatch, measured_groups, row_batch, update_metrics
+from tests.experience_groups import group_of, pair_judgement, same_group
 
 LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=1, max_size=4)
 
@@ -32,12 +33,12 @@ def log_prob(token_ids: np.ndarray, place: int, reference: bool) -> np.float32:
 
 @dataclass
 class FakePolicy:
-    """Answers `Policy.log_probs` and keeps what it was asked."""
+    """Answers `Policy.log_probs` and `Policy.update`, and keeps what it was asked."""
 
     calls: list[dict] = field(default_factory=list)
 
     def log_probs(self, rows, selections, temperature, reference=False):
-        self.calls.append({"rows": rows, "temperature": temperature, "reference": reference})
+        self.calls.append({"rows": rows, "temperature": temperature, "reference": reference, "selections": selections})
         return [
             np.array(
                 [log_prob(row.token_ids, row.prompt_length + i, reference) for i in np.flatnonzero(chosen)], dtype=np.float32
@@ -45,18 +46,27 @@ class FakePolicy:
             for row, chosen in zip(rows, selections, strict=True)
         ]
 
-    def reference_rows(self):
-        """Rows of the calls to the reference; at most one call is made."""
-        asked = [call["rows"] for call in self.calls if call["reference"]]
-        assert len(asked) <= 1
-        return asked[0] if asked else []
+    def update(self, rows, objective):
+        measures = [signal.old_log_probs is None for signal in objective.signals]
+        assert len(set(measures)) <= 1 and len(objective.signals) == len(rows)
+        log_probs = self.log_probs(rows, objective.selections, 0.7) if any(measures) else ()
+        return UpdateReport({"loss": 0.0}, {}, 1.0, 0.1, log_probs=tuple(log_probs))
+
+    def asked(self, reference: bool) -> list:
+        """(row, selection) of the passes of one role; at most one is made."""
+        calls = [call for call in self.calls if call["reference"] == reference]
+        assert len(calls) <= 1
+        return [pair for call in calls for pair in zip(call["rows"], call["selections"], strict=True)]
 
 
-def phase_of(mask: str = "first", kl: float = 0.1, mismatch: str = "none", alarm: float | None = 0.03) -> RLPhaseConfig:
+def phase_of(
+    mask: str = "first", kl: float = 0.1, mismatch: str = "none", alarm: float | None = 0.03, updates: int = 1
+) -> RLPhaseConfig:
     return RLPhaseConfig(
         kind="rl",
         steps=1,
         prompts_per_step=1,
+        updates_per_step=updates,
         rollout=RolloutConfig(temperature=0.7, mismatch_alarm=alarm),
         buffer=BufferConfig(mask=mask, recombine=RecombineConfig(target=7)),
         loss=LossConfig(kl_coefficient=kl, mismatch=mismatch),
@@ -73,78 +83,242 @@ def built(labels: list[list[str]], phase: RLPhaseConfig) -> tuple[tuple[Group, .
     return groups, policy, row_batch(policy, groups, phase)
 
 
-def all_of(batch: RowBatch, groups):
-    """(group, rollout, row, signal) of every rollout."""
-    for group, rows, signals in zip(groups, batch.rows, batch.signals, strict=True):
-        for rollout, row, signal in zip(group.rollouts, rows, signals, strict=True):
-            yield group, rollout, row, signal
+def stepped(groups, phase: RLPhaseConfig) -> MeasuredGroups:
+    """What a step on these groups measures."""
+    policy = FakePolicy()
+    batch = row_batch(policy, groups, phase)
+    return measured_groups(batch, [policy.update(part.rows, part.objective) for part in batch.mini_batches], phase)
 
 
-def expected_log_probs(row, reference: bool) -> np.ndarray:
-    places = range(row.prompt_length, len(row))
-    return np.array([log_prob(row.token_ids, place, reference) for place in places], dtype=np.float32)
+def computed(batch: RowBatch):
+    """(number of the mini-batch, place, row, signal) of every row that is computed."""
+    for number, part in enumerate(batch.mini_batches):
+        for place, row, signal in zip(part.places, part.rows, part.objective.signals, strict=True):
+            yield number, place, row, signal
+
+
+def read(rollout: Rollout, kl: float) -> np.ndarray:
+    """The tokens whose log-prob the loss reads, bool [response]: the rule of docs/method.md once more."""
+    signal = rollout.signal
+    teaches = any(a != 0 for a, trained in zip(signal.advantages, signal.policy_mask, strict=True) if trained)
+    return (signal.policy_mask if teaches else signal.policy_mask & False) | (signal.kl_mask if kl > 0 else False)
+
+
+def trained_groups(groups, updates: int) -> set[int]:
+    """Numbers of the groups in parts that train some token."""
+    parts = np.array_split(np.arange(len(groups)), updates) if len(groups) % updates == 0 else None
+    assert parts is not None, "choose a number of updates that divides the groups"
+    return {n for part in parts for n in part if any(r.signal.policy_mask.any() for m in part for r in groups[m].rollouts)}
+
+
+def expected_log_probs(prompt: Prompt, rollout: Rollout, chosen: np.ndarray, reference: bool) -> np.ndarray:
+    ids = np.array(prompt.token_ids + rollout.token_ids)
+    values = [log_prob(ids, len(prompt.token_ids) + i, reference) if c else np.nan for i, c in enumerate(chosen)]
+    return np.array(values, dtype=np.float32)
+
+
+def silenced(group: Group, which: set[int] | None = None) -> Group:
+    """The group with advantages of 0 on all rollouts, or on these."""
+    return replace(
+        group,
+        rollouts=tuple(
+            replace(r, signal=replace(r.signal, advantages=r.signal.advantages * 0)) if which is None or i in which else r
+            for i, r in enumerate(group.rollouts)
+        ),
+    )
 
 
 # -- rows and log-probs ----------------------------------------
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(LABELS, min_size=1, max_size=3), st.sampled_from(["none", "first", "changed"]), st.sampled_from([0.0, 0.1]))
-def test_every_rollout_has_its_row_its_signal_and_its_own_log_probs(labels, mask, kl):
-    groups, policy, batch = built(labels, phase_of(mask, kl))
-    for group, rollout, row, signal in all_of(batch, groups):
-        assert tuple(row.token_ids) == group.prompt.token_ids + rollout.token_ids
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(LABELS, min_size=2, max_size=2),
+    st.sampled_from(["none", "first", "changed"]),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from([1, 2]),
+)
+def test_every_token_that_the_loss_reads_is_measured_once_and_no_other(labels, mask, kl, updates):
+    """The policy's log-probs before the step stand on the rollouts, of one update or of several."""
+    phase = phase_of(mask, kl, updates=updates)
+    groups, policy, batch = built(labels, phase)
+    passes = len(policy.calls)
+    for number, (g, i), row, signal in computed(batch):
+        group, rollout = groups[g], groups[g].rollouts[i]
+        end = np.flatnonzero(read(rollout, kl))[-1] + 1
+        assert tuple(row.token_ids) == group.prompt.token_ids + rollout.token_ids[:end]
         assert (row.name, row.prompt_length) == (group.prompt.uid, len(group.prompt.token_ids))
-        assert signal.signal is rollout.signal
-        np.testing.assert_array_equal(signal.old_log_probs, expected_log_probs(row, reference=False))
-        assert signal.weights is None
-    assert {call["temperature"] for call in policy.calls} == {0.7}
+        assert (signal.old_log_probs is None) == (number == 0) and signal.weigh is None
+        np.testing.assert_array_equal(signal.signal.advantages, rollout.signal.advantages[:end])
+    assert passes == len({call["reference"] for call in policy.calls}), "at most one pass of each role"
+    reports = [policy.update(part.rows, part.objective) for part in batch.mini_batches]
+    asked = sum(int(c.sum()) for call in policy.calls if not call["reference"] for c in call["selections"])
+    measured = measured_groups(batch, reports, phase)
+    total = 0
+    for number, (group, sampled) in enumerate(zip(measured.groups, groups, strict=True)):
+        for rollout, before in zip(group.rollouts, sampled.rollouts, strict=True):
+            assert replace(rollout, old_log_probs=None) == before
+            chosen = read(rollout, kl) & (number in trained_groups(groups, updates))
+            np.testing.assert_array_equal(rollout.measured_mask(), chosen)
+            total += int(chosen.sum())
+            if chosen.any():
+                np.testing.assert_array_equal(
+                    rollout.old_log_probs, expected_log_probs(group.prompt, rollout, chosen, reference=False)
+                )
+            else:
+                assert rollout.old_log_probs is None
+    assert asked == total == measured_tokens(batch)
+    assert {call["temperature"] for call in policy.calls} <= {0.7}
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(LABELS, min_size=1, max_size=3), st.sampled_from(["none", "first", "changed"]))
-def test_reference_log_probs_stand_at_kl_tokens_and_the_reference_sees_each_prefix_once(labels, mask):
-    groups, policy, batch = built(labels, phase_of(mask))
-    prefixes = set()
-    for group, rollout, row, signal in all_of(batch, groups):
-        held = np.flatnonzero(rollout.signal.kl_mask)
-        if not len(held):
+def measured_tokens(batch: RowBatch) -> int:
+    return int(batch.metrics["batch/head_tokens"])
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_the_first_update_measures_itself_and_the_others_are_measured_before(updates):
+    groups, policy, batch = built([["wc", "cw"], ["cc", "w"], ["ww", "c"]], phase_of("none", 0.0, updates=updates))
+    assert len(batch.mini_batches) == updates
+    before = [row.name for row, _ in policy.asked(reference=False)]
+    assert before == [row.name for part in batch.mini_batches[1:] for row in part.rows]
+    assert batch.metrics["batch/old_tokens"] == sum(len(row) for row, _ in policy.asked(reference=False))
+    assert (batch.metrics["batch/old_tokens"] == 0) == (updates == 1)
+
+
+def test_several_updates_measure_what_one_measures():
+    """All are before the step: nothing depends on how the groups are divided."""
+    labels = [["wc", "cw", "c"], ["cc", "w", "cw"], ["ww", "c"], ["wc", "w"]]
+    found = [stepped(buffered(labels, phase_of()), phase_of(updates=updates)) for updates in (1, 2, 4)]
+    for other in found[1:]:
+        assert all(same_group(*pair) for pair in zip(found[0].groups, other.groups, strict=True))
+        assert (other.metrics, other.alarm) == (found[0].metrics, found[0].alarm)
+
+
+def test_log_probs_of_another_run_do_not_stay():
+    """Replayed rollouts come with what the recording run measured."""
+    phase = phase_of("none", 0.0)
+    old = [
+        replace(
+            group,
+            rollouts=tuple(replace(r, old_log_probs=np.zeros(len(r.token_ids), dtype=np.float32)) for r in group.rollouts),
+        )
+        for group in (silenced(group) for group in buffered([["wc", "cw"]], phase))
+    ]
+    assert all(rollout.old_log_probs is None for group in stepped(old, phase).groups for rollout in group.rollouts)
+
+
+# -- the reference ----------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(LABELS, min_size=1, max_size=3), st.sampled_from(["none", "first", "changed"]), st.sets(st.integers(0, 6)))
+def test_reference_log_probs_stand_at_kl_tokens_and_the_reference_sees_each_prefix_once(labels, mask, idle):
+    phase = phase_of(mask)
+    groups, policy = [silenced(group, idle) for group in buffered(labels, phase)], FakePolicy()
+    batch = row_batch(policy, groups, phase)
+    prefixes = {}
+    for _, (g, i), _row, signal in computed(batch):
+        group, rollout = groups[g], groups[g].rollouts[i]
+        held = rollout.signal.kl_mask
+        if not held.any():
             assert signal.reference_log_probs is None
             continue
-        prefixes.add((group.prompt.uid, rollout.token_ids[: held[-1] + 1]))
+        end = np.flatnonzero(held)[-1] + 1
+        key = (group.prompt.uid, rollout.token_ids[:end])
+        prefixes[key] = prefixes.get(key, False) | held[:end]
         assert signal.reference_log_probs.dtype == np.float32
-        expected = np.where(np.arange(row.response_length) <= held[-1], expected_log_probs(row, reference=True), 0)
-        np.testing.assert_array_equal(signal.reference_log_probs, expected)
-    asked = [(row.name, tuple(row.token_ids[row.prompt_length :])) for row in policy.reference_rows()]
-    assert len(asked) == len(set(asked)) and set(asked) == prefixes
+        expected = expected_log_probs(group.prompt, rollout, held, reference=True)
+        np.testing.assert_array_equal(signal.reference_log_probs, expected[: len(signal.signal.kl_mask)])
+    asked = {(row.name, tuple(row.token_ids[row.prompt_length :])): chosen for row, chosen in policy.asked(reference=True)}
+    assert len(asked) == len(policy.asked(reference=True)) and asked.keys() == prefixes.keys()
+    for key, chosen in asked.items():
+        np.testing.assert_array_equal(chosen, prefixes[key])
+    held = {place for _, place, *_ in computed(batch)}
+    every = {(g, i) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts) if r.signal.kl_mask.any()}
+    assert every <= held, "a row with KL tokens is computed, whatever its advantages"
 
 
 def test_the_reference_computes_first_attempts_and_not_rollouts():
     groups, policy, batch = built([["wc", "cw", "cc"], ["wc", "ww", "c"]], phase_of())
     spliced = sum(rollout.synthesised for group in groups for rollout in group.rollouts)
     assert spliced == 4 + 2
-    assert len(policy.reference_rows()) == 3 + 2  # natives with a correction
-    for row in policy.reference_rows():
-        firsts = {
-            rollout.token_ids[: len(rollout.span(SpanKind.FIRST))]
-            for group in groups
-            if group.prompt.uid == row.name
-            for rollout in group.rollouts
-        }
-        assert tuple(row.token_ids[row.prompt_length :]) in firsts
+    asked = policy.asked(reference=True)
+    assert len(asked) == 3 + 2  # natives with a correction
+    firsts = [native.span(SpanKind.FIRST) for group in groups for native in group.natives if native.has_correction]
+    assert sum(int(chosen.sum()) for _, chosen in asked) == sum(map(len, firsts)), "each token of each first attempt once"
+    prompts = {group.prompt.uid: group.prompt.token_ids for group in groups}
+    passed = sum(len(prompts[row.name]) for row, _ in asked) + sum(map(len, firsts))
+    assert batch.metrics["batch/reference_tokens"] == passed == sum(len(row) for row, _ in asked)
 
 
 @pytest.mark.parametrize(("mask", "kl"), [("first", 0.0), ("changed", 0.1)])
 def test_the_reference_is_not_asked_where_nothing_is_held_to_it(mask, kl):
     groups, policy, batch = built([["wc", "cw"], ["cc"]], phase_of(mask, kl))
-    assert policy.reference_rows() == [] and len(policy.calls) == 1
-    assert all(signal.reference_log_probs is None for *_, signal in all_of(batch, groups))
+    assert policy.calls == [] and batch.metrics["batch/reference_tokens"] == 0
+    assert all(signal.reference_log_probs is None for *_, signal in computed(batch))
 
 
 def test_a_step_without_groups_has_no_rows_and_no_metrics():
-    batch = row_batch(FakePolicy(), (), phase_of())
-    assert (batch.rows, batch.signals, batch.metrics) == ([], [], {})
-    assert list(batch.mini_batches(2, LossConfig())) == []
+    batch = row_batch(FakePolicy(), (), phase_of(updates=2))
+    assert (batch.mini_batches, batch.metrics) == ((), {})
+    assert measured_groups(batch, [], phase_of()) == MeasuredGroups((), {}, None)
+
+
+# -- rows that cannot change anything ----------------------------------------
+
+
+def test_rows_without_advantage_are_left_out_and_counted():
+    phase = phase_of("none", 0.0)
+    groups = buffered([["wc", "cw", "c"], ["cc", "w"]], phase)
+    groups = [silenced(groups[0], {0, 2}), silenced(groups[1])]
+    batch = row_batch(FakePolicy(), groups, phase)
+    (part,) = batch.mini_batches
+    busy = [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts) if r.signal.advantages.any()]
+    assert list(part.places) == busy and {g for g, _ in busy} == {0} and not {(0, 0), (0, 2)} & set(busy)
+    every = [rollout for group in groups for rollout in group.rollouts]
+    assert part.objective.denominators == count_denominators(rollout.signal.policy_mask for rollout in every)
+    assert part.objective.denominators.rows == len(every) > len(busy)
+    assert batch.metrics["train/skipped_rows"] == pytest.approx(1 - len(busy) / len(every))
+    assert batch.metrics["train/kl_only_rows"] == 0
+    prompts = [len(group.prompt.token_ids) for group in groups]
+    lengths = {(g, i): prompts[g] + len(r.token_ids) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts)}
+    assert batch.metrics["batch/row_tokens"] == sum(lengths.values())
+    assert batch.metrics["batch/update_tokens"] == sum(lengths[place] for place in busy)
+    assert batch.metrics["batch/head_tokens"] == sum(lengths[g, i] - prompts[g] for g, i in busy)
+
+
+def test_of_rows_without_advantage_the_kl_tokens_stay():
+    """Stage I: such a row ends with its first attempt."""
+    phase = phase_of("first", 0.1)
+    groups = [silenced(group) for group in buffered([["wc", "cw", "c"]], phase)]
+    batch = row_batch(FakePolicy(), groups, phase)
+    (part,) = batch.mini_batches
+    corrected = [(0, i) for i, rollout in enumerate(groups[0].rollouts) if rollout.has_correction]
+    assert list(part.places) == corrected and len(corrected) < len(groups[0].rollouts)
+    for place, row, signal, chosen in zip(
+        part.places, part.rows, part.objective.signals, part.objective.selections, strict=True
+    ):
+        first = groups[0].rollouts[place[1]].span(SpanKind.FIRST)
+        assert row.response_length == len(first) == len(chosen) and chosen.all()
+        assert not signal.signal.policy_mask.any() and signal.signal.kl_mask.all()
+    rows = len(groups[0].rollouts)
+    assert part.objective.denominators == count_denominators(r.signal.policy_mask for r in groups[0].rollouts)
+    assert batch.metrics["train/kl_only_rows"] == len(corrected) / rows
+    assert batch.metrics["train/skipped_rows"] == pytest.approx(1 - len(corrected) / rows)
+    whole = stepped(groups, phase).groups[0]
+    assert [rollout.old_log_probs is not None for rollout in whole.rollouts] == [r.has_correction for r in whole.rollouts]
+
+
+def test_an_update_without_rows_is_made_where_tokens_are_trained():
+    """Momentum and weight decay act as if its rows, which have no advantage, had been computed."""
+    phase = phase_of("none", 0.0, updates=3)
+    groups = list(buffered([["wc", "cw"], ["cc"], ["w", "c"]], phase))
+    groups[1] = silenced(groups[1])
+    batch = row_batch(FakePolicy(), groups, phase)
+    assert [len(part.rows) > 0 for part in batch.mini_batches] == [True, False, True]
+    assert batch.mini_batches[1].objective.denominators.trained_tokens == sum(
+        len(rollout.token_ids) for rollout in groups[1].rollouts
+    )
 
 
 # -- mini-batches ----------------------------------------
@@ -153,48 +327,59 @@ def test_a_step_without_groups_has_no_rows_and_no_metrics():
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 6), st.integers(1, 8))
 def test_mini_batches_are_whole_groups_in_order(count, parts):
-    phase = phase_of("none", 0.0)
-    groups, _, batch = built([["wc", "cw", "c"][: 1 + number % 3] for number in range(count)], phase)
-    mini_batches = list(batch.mini_batches(parts, phase.loss))
-    names = [[row.name for row in rows] for rows, _ in mini_batches]
-    assert [name for part in names for name in part] == [row.name for rows in batch.rows for row in rows]
-    uids = [set(part) for part in names]
+    phase = phase_of("none", 0.0, updates=parts)
+    groups, _, batch = built([["wc", "cw", "c"][: 2 + number % 2] for number in range(count)], phase)
+    places = [place for part in batch.mini_batches for place in part.places]
+    assert (
+        places
+        == sorted(places)
+        == [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts) if r.signal.advantages.any()]
+    )
+    uids = [{g for g, _ in part.places} for part in batch.mini_batches]
     assert sum(map(len, uids)) == count
-    assert len(mini_batches) == min(parts, count)
+    assert len(batch.mini_batches) == min(parts, count)
     assert max(map(len, uids)) - min(map(len, uids)) <= 1
-    signals = iter(signal for part in batch.signals for signal in part)
-    for rows, objective in mini_batches:
-        assert objective.denominators.rows == len(rows)
-        for row, selection in zip(rows, objective.selections, strict=True):
-            signal = next(signals)
-            np.testing.assert_array_equal(selection, signal.signal.policy_mask)
+    for part in batch.mini_batches:
+        whole = {g for g, _ in part.places}
+        assert part.objective.denominators.rows == sum(len(groups[g].rollouts) for g in whole)
+        for place, row, selection in zip(part.places, part.rows, part.objective.selections, strict=True):
+            np.testing.assert_array_equal(selection, groups[place[0]].rollouts[place[1]].signal.policy_mask)
             assert len(selection) == row.response_length
 
 
 def test_a_part_that_trains_nothing_is_left_out():
-    phase = phase_of("none", 0.1)
-    groups = list(buffered([["wc", "cw"], ["cc"], ["w"]], phase))
+    phase = phase_of("none", 0.1, updates=3)
+    groups = list(buffered([["wc", "cw"], ["cc"], ["w", "c"]], phase))
     nothing = [
         replace(r, signal=replace(r.signal, policy_mask=np.zeros(len(r.token_ids), dtype=bool))) for r in groups[1].rollouts
     ]
     groups[1] = replace(groups[1], rollouts=tuple(nothing))
     batch = row_batch(FakePolicy(), groups, phase)
-    names = [{row.name for row in rows} for rows, _ in batch.mini_batches(3, phase.loss)]
+    names = [{row.name for row in part.rows} for part in batch.mini_batches]
     assert names == [{"question-0"}, {"question-2"}]
+    assert batch.metrics["train/skipped_rows"] == len(nothing) / sum(len(group.rollouts) for group in groups)
 
 
 # -- metrics ----------------------------------------
 
 
 def test_splice_metrics_are_over_all_groups_of_the_step():
-    groups, _, batch = built([["wc", "cw", "c"], ["ww", "cc"], ["w"]], phase_of())
-    ratios = []
-    for group, signals in zip(groups, batch.signals, strict=True):
-        ratios += splice_log_ratios(group, [signal.old_log_probs for signal in signals]).tolist()
+    groups = buffered([["wc", "cw", "c"], ["ww", "wc"], ["w"]], phase_of())
+    measured = stepped(groups, phase_of())
+    ratios = np.concatenate([splice_log_ratios(group) for group in measured.groups])
     assert len(ratios) == 2 + 2
-    found = {name: value for name, value in batch.metrics.items() if name.startswith("splice/")}
-    assert found == pytest.approx(splice_metrics(np.array(ratios)))
-    assert found["splice/log_rho_min"] == min(ratios) != 0
+    found = {name: value for name, value in measured.metrics.items() if name.startswith("splice/")}
+    assert found == pytest.approx(splice_metrics(ratios))
+    assert found["splice/log_rho_min"] == min(ratios) != 0 and found["splice/unmeasured"] == 0
+
+
+def test_splices_of_groups_without_advantage_are_counted_as_unmeasured():
+    groups = buffered([["wc", "cw", "c"], ["ww", "wc"]], phase_of())
+    everything = stepped(groups, phase_of()).metrics
+    part = stepped([groups[0], silenced(groups[1])], phase_of()).metrics
+    alone = stepped(groups[:1], phase_of()).metrics
+    assert everything["splice/unmeasured"] == 0 and part["splice/unmeasured"] == 2
+    assert {key: part[key] for key in alone if "log_rho" in key} == {key: alone[key] for key in alone if "log_rho" in key}
 
 
 def with_engine(group: Group, error: float) -> Group:
@@ -210,12 +395,13 @@ def with_engine(group: Group, error: float) -> Group:
     return replace(group, rollouts=tuple(rollouts))
 
 
+@pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("error", [0.0, 0.25, -0.5])
-def test_engine_mismatch_is_measured_on_natives(error):
+def test_engine_mismatch_is_measured_on_natives(error, updates):
     """Behaviour log-probs of a splice belong to another context and would refuse to be read."""
-    phase = phase_of()
+    phase = phase_of("none", updates=updates)
     groups = [with_engine(group, error) for group in buffered([["wc", "cw", "c"], ["ww", "cc"]], phase)]
-    metrics = row_batch(FakePolicy(), groups, phase).metrics
+    metrics = stepped(groups, phase).metrics
     natives = [rollout for group in groups for rollout in group.natives]
     assert metrics["mismatch/max"] == pytest.approx(abs(error), abs=1e-6)
     tokens = sum(len(rollout.token_ids) for rollout in natives)
@@ -225,47 +411,71 @@ def test_engine_mismatch_is_measured_on_natives(error):
     assert metrics["mismatch/correction/max"] == metrics["mismatch/separator/max"] == 0
 
 
+def test_the_mismatch_is_of_the_tokens_that_the_loss_reads():
+    """In stage I without a KL term these are corrections, and responses without one."""
+    phase = phase_of("first", kl=0.0)
+    groups = [with_engine(group, 0.5) for group in buffered([["wc", "cw", "cc"]], phase)]
+    metrics = stepped(groups, phase).metrics
+    assert metrics["mismatch/correction/max"] == metrics["mismatch/max"] == 0
+    assert not {key for key in metrics if key.startswith(("mismatch/first", "mismatch/separator"))}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_an_engine_without_a_number_is_refused_before_the_update(updates):
+    """On all ranks; in the update, one rank would refuse while others wait for it."""
+    phase = phase_of("none", 0.0, mismatch="mask", updates=updates)
+    groups = buffered([["wc", "cw"], ["cc", "w"]], phase)
+    groups[0].rollouts[1].log_probs[3] = np.nan
+    with pytest.raises(ValueError, match=r"response token 3 \(id \d+\) is nan"):
+        row_batch(FakePolicy(), groups, phase)
+
+
 def test_the_alarm_is_raised_once_above_the_threshold_and_not_without_one():
     groups = [with_engine(group, 0.5) for group in buffered([["wc", "cw", "c"]], phase_of())]
-    mean = row_batch(FakePolicy(), groups, phase_of()).metrics["mismatch/first/mean"]
+    mean = stepped(groups, phase_of()).metrics["mismatch/first/mean"]
     for threshold, raised in ((0.99 * mean, True), (1.01 * mean, False)):
-        batch = row_batch(FakePolicy(), groups, phase_of(alarm=threshold))
-        assert (batch.alarm is not None) == raised and batch.metrics["mismatch/alarm"] == raised
-    silent = row_batch(FakePolicy(), groups, phase_of(alarm=None))
+        measured = stepped(groups, phase_of(alarm=threshold))
+        assert (measured.alarm is not None) == raised and measured.metrics["mismatch/alarm"] == raised
+    silent = stepped(groups, phase_of(alarm=None))
     assert silent.alarm is None and "mismatch/alarm" not in silent.metrics
 
 
-def test_both_log_probs_are_handed_on_with_the_rollouts():
-    """So the journal holds them, and a recorded step gives its mismatch again."""
-    groups = [with_engine(group, 0.25) for group in buffered([["wc", "cw", "c"], ["ww", "cc"]], phase_of())]
-    batch = row_batch(FakePolicy(), groups, phase_of())
-    for group, sampled, signals in zip(batch.groups, groups, batch.signals, strict=True):
-        for rollout, before, signal in zip(group.rollouts, sampled.rollouts, signals, strict=True):
-            assert rollout.old_log_probs is signal.old_log_probs and before.old_log_probs is None
-            assert replace(rollout, old_log_probs=None) == before
-    read_back = [decode_group(encode_group(group)) for group in batch.groups]
-    again = mismatch_metrics(read_back, 2.0)
-    assert again and again == {key: batch.metrics[key] for key in again}
+@pytest.mark.parametrize("updates", [1, 2])
+def test_both_log_probs_are_handed_on_with_the_rollouts(updates):
+    """So the journal holds them, and a recorded step gives its mismatch, weights and splices again."""
+    phase = phase_of(mismatch="truncate", updates=updates)
+    groups = [with_engine(group, 0.25) for group in buffered([["wc", "cw", "c"], ["ww", "cc"]], phase)]
+    measured = stepped(groups, phase)
+    read_back = [decode_group(encode_group(group)) for group in measured.groups]
+    assert all(same_group(*pair) for pair in zip(read_back, measured.groups, strict=True))
+    again = mismatch_metrics(read_back, 2.0) | weight_metrics(read_back, phase.loss)
+    again |= splice_metrics(np.concatenate([splice_log_ratios(group) for group in read_back]))
+    assert again == {key: value for key, value in measured.metrics.items() if key != "mismatch/alarm"}
 
 
+@pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("mismatch", ["truncate", "mask"])
-def test_the_loss_is_weighted_where_the_behaviour_is_known(mismatch):
+def test_the_loss_is_weighted_where_the_behaviour_is_known(mismatch, updates):
     """The engine doubts each first token by 1.5 nats: r = e^1.5 is beyond the cap of 2. All else agrees or is not known."""
-    phase = phase_of("none", mismatch=mismatch)
-    groups = [with_engine(group, -1.5) for group in buffered([["wc", "cw", "c"], ["ww", "cc"]], phase)]
-    batch = row_batch(FakePolicy(), groups, phase)
-    spliced = 0
-    for group, signals in zip(batch.groups, batch.signals, strict=True):
-        for rollout, signal in zip(group.rollouts, signals, strict=True):
-            np.testing.assert_array_equal(signal.weights, token_weights(rollout, phase.loss))
-            expected = np.ones(len(rollout.token_ids))
-            expected[0] = 2 if mismatch == "truncate" else 0
-            np.testing.assert_allclose(signal.weights, expected, rtol=1e-6)
-            spliced += int((~rollout.behaviour_mask()).sum())
-    tokens = sum(len(rollout.token_ids) for group in batch.groups for rollout in group.rollouts)
-    assert batch.metrics["mismatch/unweighted"] == pytest.approx(spliced / tokens) and spliced
-    for rows, objective in batch.mini_batches(2, phase.loss):
-        assert objective.denominators.trained_tokens == sum(row.response_length for row in rows), "dropped tokens count"
+    phase = phase_of("none", mismatch=mismatch, updates=updates)
+    groups = [with_engine(group, -1.5) for group in buffered([["wc", "cw", "c"], ["ww", "wc"]], phase)]
+    policy = FakePolicy()
+    batch = row_batch(policy, groups, phase)
+    measured = stepped(groups, phase)
+    spliced = tokens = 0
+    for _, (g, i), _row, signal in computed(batch):
+        rollout = measured.groups[g].rollouts[i]
+        old = rollout.old_log_probs if signal.old_log_probs is None else signal.old_log_probs
+        weights = signal.weigh(old)
+        np.testing.assert_array_equal(weights, token_weights(rollout, phase.loss))
+        expected = np.ones(len(rollout.token_ids))
+        expected[0] = 2 if mismatch == "truncate" else 0
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+        spliced += int((~rollout.behaviour_mask()).sum())
+        tokens += len(rollout.token_ids)
+    assert measured.metrics["mismatch/unweighted"] == pytest.approx(spliced / tokens) and spliced
+    for part in batch.mini_batches:
+        assert part.objective.denominators.trained_tokens == sum(row.response_length for row in part.rows), "dropped ones count"
 
 
 def test_update_metrics_are_means_over_the_updates_that_have_them():
