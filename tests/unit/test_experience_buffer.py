@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from octopus_mcore.config.schema import BufferConfig, RecombineConfig
 from octopus_mcore.experience.buffer import Buffer, build_buffer
 from octopus_mcore.experience.stages import Advantage, ExcludeInvalid, StageContext, StatelessStage
+from octopus_mcore.experience.types import Group
+from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.rewards.shaping import excluded
-from tests.experience_groups import group_of, pair_judgement, same_group
+from tests.experience_groups import EXACT, TRUTH, finder, group_of, pair_judgement, same_group
 
 CTX = StageContext(seed=0, step=4)
 LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=1, max_size=5)
@@ -145,3 +147,26 @@ def test_the_buffer_keeps_the_state_of_its_stages():
         build().load_state_dict(buffer.state_dict())
     with pytest.raises(ValueError, match="keeps no state"):
         ExcludeInvalid().load_state_dict({"seen": 1})
+
+
+@pytest.mark.parametrize("advantage", ["group", "stratified", "separate"])
+@pytest.mark.parametrize("selection", ["paper", "reference", "random"])
+def test_each_attempt_of_a_group_is_graded_once(selection: str, advantage: str, monkeypatch: pytest.MonkeyPatch):
+    """n natives, two of them the same, have 2n − 2 distinct attempts; splices and advantages ask for no further grade."""
+    graded: list[str] = []
+    monkeypatch.setattr("octopus_mcore.rewards.judge.well_formatted", lambda text: bool(graded.append(text)) or True)
+    natives = list(group_of(["wc", "cc", "cw", "ww"]).natives)
+    natives.append(natives[0])
+    texts = [finder().attempt_texts(native.token_ids, native.spans) for native in natives]
+    graded.clear()
+    with Judge(EXACT) as judge:
+        judgements = judge.judge([Response(each, TRUTH) for each in texts])
+        rollouts = tuple(replace(native, judgement=verdict) for native, verdict in zip(natives, judgements, strict=True))
+        config = BufferConfig(advantage=advantage, recombine=RecombineConfig(target=16, selection=selection))
+        (group,) = build_buffer(config, 10**6, judge.pair)([Group(group_of([]).prompt, rollouts)], CTX).groups
+        compared = judge.counts["comparisons"]
+    assert sorted(graded) == sorted({text for each in texts for text in each}) and len(graded) == 2 * len(natives) - 2
+    assert compared == 2, "right and wrong answer against the truth"
+    assert sum(rollout.synthesised for rollout in group.rollouts) > len(natives)
+    grades = {id(grade) for native in group.natives for grade in native.judgement.attempts}
+    assert {id(grade) for rollout in group.rollouts for grade in rollout.judgement.attempts} == grades
