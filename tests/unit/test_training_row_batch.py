@@ -251,6 +251,33 @@ def test_the_reference_computes_first_attempts_and_not_rollouts():
     assert batch.metrics["batch/reference_tokens"] == passed == sum(len(row) for row, _ in asked)
 
 
+def test_rows_that_hold_other_tokens_of_a_first_attempt_share_it():
+    """Say, where the environment wrote some of them; the head meets a token that any of the rows reads, and no other."""
+    phase = phase_of("first")
+    (group,) = buffered([["wc", "cw", "cc"]], phase)
+    sharing = [i for i, r in enumerate(group.rollouts) if i == 0 or (r.synthesised and r.provenance.first == 0)]
+    assert len(sharing) > 1
+    last = len(group.rollouts[0].span(SpanKind.FIRST)) - 1
+    read_by = {i: [1, 3, last] if i == 0 else [3, 4, last] for i in sharing}
+    rollouts = list(group.rollouts)
+    for i, tokens in read_by.items():
+        held = np.isin(np.arange(len(rollouts[i].token_ids)), tokens)
+        rollouts[i] = replace(rollouts[i], signal=replace(rollouts[i].signal, kl_mask=held))
+    group, policy = replace(group, rollouts=tuple(rollouts)), FakePolicy()
+    batch = row_batch(policy, [group], phase)
+    end = last + 1
+    (chosen,) = [
+        c
+        for row, c in policy.asked(reference=True)
+        if tuple(row.token_ids[row.prompt_length :]) == group.rollouts[0].token_ids[:end]
+    ]
+    assert np.flatnonzero(chosen).tolist() == [1, 3, 4, last]
+    for _, (_, i), _row, signal in computed(batch):
+        held = group.rollouts[i].signal.kl_mask
+        expected = expected_log_probs(group.prompt, group.rollouts[i], held, reference=True)
+        np.testing.assert_array_equal(signal.reference_log_probs[held], expected[held])
+
+
 @pytest.mark.parametrize(("mask", "kl"), [("first", 0.0), ("changed", 0.1)])
 def test_the_reference_is_not_asked_where_nothing_is_held_to_it(mask, kl):
     groups, policy, batch = built([["wc", "cw"], ["cc"]], phase_of(mask, kl))
