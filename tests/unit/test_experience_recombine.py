@@ -345,7 +345,8 @@ def test_choices_of_a_recorded_run():
 def test_splice_log_ratio_sums_over_the_correction_in_both_contexts():
     group = run(group_of(["cc", "ww", "w"]), target=5)
     log_probs = [np.full(len(rollout.token_ids), -1.0 - index) for index, rollout in enumerate(group.rollouts)]
-    ratios = splice_log_ratios(group, log_probs)
+    rollouts = (replace(rollout, old_log_probs=old) for rollout, old in zip(group.rollouts, log_probs, strict=True))
+    ratios = splice_log_ratios(replace(group, rollouts=tuple(rollouts)))
     assert len(ratios) == 2
     for index, ratio in enumerate(ratios):
         rollout = group.rollouts[3 + index]
@@ -355,7 +356,7 @@ def test_splice_log_ratio_sums_over_the_correction_in_both_contexts():
 
 def test_splice_log_ratio_of_a_repeated_native_is_zero():
     group = run(group_of(["c", "w"]), target=4, selection="reference")
-    assert splice_log_ratios(group, [np.zeros(len(rollout.token_ids)) for rollout in group.rollouts]).tolist() == [0.0, 0.0]
+    assert splice_log_ratios(group).tolist() == [0.0, 0.0]
 
 
 def test_splice_metrics_summarise_the_ratios():
