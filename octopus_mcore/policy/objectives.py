@@ -78,7 +78,7 @@ class PolicyObjective:
     """
 
     def __init__(self, config: LossConfig, signals: Sequence[RowSignal], denominators: Denominators | None = None) -> None:
-        self._config = config
+        self.config = config
         self.signals = signals
         self._measures = bool(signals) and not _all_or_none([row.old_log_probs for row in signals], "old log-probs")
         self._weighted = _all_or_none([row.weigh for row in signals], "weights")
@@ -102,7 +102,7 @@ class PolicyObjective:
 
         common = {"log_probs": log_probs, "row_index": batch.gathered_row, "num_rows": len(rows)}
         loss, stats = policy_loss(
-            self._config,
+            self.config,
             **common,
             old_log_probs=log_probs if self._measures else flat([row.old_log_probs for row in rows], torch.float32),
             advantages=flat([row.signal.advantages for row in rows], torch.float32),
@@ -112,17 +112,17 @@ class PolicyObjective:
         )
         # No bound ever stops a token without advantage, so those that are not computed are known, and count in these shares.
         stats |= {name: stats[name] * stats[name].new_tensor([1, self._trained_to_computed]) for name in _NEEDS_ADVANTAGE}
-        loss = loss / self.denominators.policy(self._config)
+        loss = loss / self.denominators.policy(self.config)
         losses = {"policy_loss": loss}
-        if self._config.kl_coefficient > 0:
+        if self.config.kl_coefficient > 0:
             reference = [_or_zeros(row.reference_log_probs, row) for row in rows]
             kl, kl_stats = kl_loss(
-                self._config,
+                self.config,
                 **common,
                 reference_log_probs=flat(reference, torch.float32),
                 mask=flat([row.signal.kl_mask for row in rows], torch.bool),
             )
-            kl = self._config.kl_coefficient * kl / self.denominators.kl
+            kl = self.config.kl_coefficient * kl / self.denominators.kl
             losses["kl_loss"] = kl
             stats |= kl_stats
             loss = loss + kl

@@ -199,8 +199,7 @@ def _work_metrics(groups: Sequence[Group], parts: Sequence[Part]) -> dict[str, f
     return {
         "train/skipped_rows": (len(lengths) - len(needed)) / max(len(lengths), 1),
         "train/kl_only_rows": held / max(len(lengths), 1),
-        "batch/row_tokens": float(sum(lengths)),
-        "batch/update_tokens": _tokens(need.row for need in needed),
+        "batch/step_tokens": float(sum(lengths)),
         "batch/head_tokens": float(sum(int(need.selection.sum()) for need in needed)),
     }
 

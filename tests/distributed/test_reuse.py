@@ -81,7 +81,7 @@ def test_what_was_measured_is_what_a_pass_of_its_own_measures(
 def test_an_update_of_no_rows_still_moves_by_momentum(economical: list[dict[str, Step]], exhaustive: dict[str, Step]) -> None:
     names = list(LOSSES)
     before, after = (economical[0][names[names.index("nothing to learn") + step]] for step in (-1, 0))
-    assert after.metrics["batch/update_tokens"] == 0 and after.metrics["train/skipped_rows"] == 1
+    assert after.metrics["batch/head_tokens"] == 0 and after.metrics["train/skipped_rows"] == 1
     assert after.norms == exhaustive["nothing to learn"].norms == [0.0]
     assert after.losses == [{"policy_loss": 0.0, "loss": 0.0}]
     assert any(not torch.equal(before.weights[name], after.weights[name]) for name in before.weights)

@@ -309,8 +309,8 @@ def test_rows_without_advantage_are_left_out_and_counted():
     assert batch.metrics["train/kl_only_rows"] == 0
     prompts = [len(group.prompt.token_ids) for group in groups]
     lengths = {(g, i): prompts[g] + len(r.token_ids) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts)}
-    assert batch.metrics["batch/row_tokens"] == sum(lengths.values())
-    assert batch.metrics["batch/update_tokens"] == sum(lengths[place] for place in busy)
+    assert batch.metrics["batch/step_tokens"] == sum(lengths.values())
+    assert [len(row) for row in part.rows] == [lengths[place] for place in busy]
     assert batch.metrics["batch/head_tokens"] == sum(lengths[g, i] - prompts[g] for g, i in busy)
 
 
