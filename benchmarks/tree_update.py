@@ -32,7 +32,16 @@ from benchmarks.live_bytes import LiveBytes
 
 from benchmarks.random_policy import SHAPES, Workload, random_checkpoint, recorded_workload, single_rank
 from benchmarks.recorded_batch import BANNED, StepSettings, octopus_groups
-from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
+from octopus_mcore.config.schema import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    RuntimeConfig,
+)
 from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
@@ -42,6 +51,9 @@ from octopus_mcore.runtime.world import World, device_model, join_world
 GENERATION_16, GENERATION_8, TOTAL_16 = 688.9, 344.7, 1322.8
 """Seconds a step of GSPO with 16 and Octopus with 8 responses generates, and of the whole step of GSPO with 16: the paper's
 Table 2."""
+
+
+LOSS = LossConfig(kind="gspo_token")
 
 
 @dataclass(frozen=True)
@@ -61,25 +73,28 @@ class Side:
 def padded(work: Workload) -> Workload:
     """The same rows, each filled up to the longest one with tokens that nothing selects."""
     longest = max(len(row) for row in work.rows)
-    rows, signals = [], []
-    for row, signal in zip(work.rows, work.objective.signals, strict=True):
-        fill = longest - len(row)
-        rows.append(replace(row, token_ids=np.append(row.token_ids, np.full(fill, 8))))
-        masks = TrainingSignal(*(np.append(part, np.zeros(fill, part.dtype)) for part in vars(signal.signal).values()))
-        signals.append(RowSignal(masks, np.append(signal.old_log_probs, np.zeros(fill, np.float32))))
-    return replace(work, rows=rows, objective=PolicyObjective(work.objective.config, signals))
+    return _with_lengths(work, [longest] * len(work.rows))
 
 
-def shortened(work: Workload, spread: float, prompt: int) -> Workload:
-    """The same rows, each cut at a random length of its response: its last tokens go, up to a share `spread` of the row."""
+def shortened(work: Workload, spread: float) -> Workload:
+    """The same rows without the last tokens of their responses: each loses a random share of at most `spread`."""
     draw = np.random.default_rng([17, len(work.rows)])
+    return _with_lengths(work, [len(row) - int(draw.uniform(0, spread) * row.response_length) for row in work.rows])
+
+
+def _with_lengths(work: Workload, lengths: list[int]) -> Workload:
+    """The rows cut or filled up to these lengths."""
     rows, signals = [], []
-    for row, signal in zip(work.rows, work.objective.signals, strict=True):
-        length = len(row) - int(draw.uniform(0, spread) * (len(row) - prompt))
-        rows.append(replace(row, token_ids=row.token_ids[:length]))
-        masks = TrainingSignal(*(part[: length - prompt] for part in vars(signal.signal).values()))
-        signals.append(RowSignal(masks, signal.old_log_probs[: length - prompt]))
-    return replace(work, rows=rows, objective=PolicyObjective(work.objective.config, signals))
+    for row, signal, length in zip(work.rows, work.objective.signals, lengths, strict=True):
+        response = length - row.prompt_length
+        rows.append(replace(row, token_ids=_resized(row.token_ids, length, fill=8)))
+        masks = TrainingSignal(*(_resized(part, response) for part in vars(signal.signal).values()))
+        signals.append(RowSignal(masks, _resized(signal.old_log_probs, response)))
+    return replace(work, rows=rows, objective=PolicyObjective(LOSS, signals))
+
+
+def _resized(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    return np.append(values[:length], np.full(max(length - len(values), 0), fill, values.dtype))
 
 
 def groups_of(options: argparse.Namespace, settings: StepSettings) -> tuple[Workload, Workload]:
@@ -90,10 +105,8 @@ def groups_of(options: argparse.Namespace, settings: StepSettings) -> tuple[Work
     twice = octopus_groups(options.groups, 4 * options.n, *lengths, **sizes)
     natives = np.flatnonzero(np.arange(len(twice.token_ids)) % (4 * options.n) < 2 * options.n)
     per_row = {name: getattr(twice, name)[natives] for name in ("token_ids", "group", "advantages", "old_log_probs")}
-    works = [recorded_workload(batch, settings) for batch in (octopus, replace(twice, **per_row))]
-    if options.spread:
-        works = [shortened(work, options.spread, options.prompt) for work in works]
-    return works[0], works[1]
+    octopus, gspo = (recorded_workload(batch, settings) for batch in (octopus, replace(twice, **per_row)))
+    return shortened(octopus, options.spread), shortened(gspo, options.spread)
 
 
 def policy_of(options: argparse.Namespace, world: World, share: bool, max_tokens: int, images: dict) -> Policy:
