@@ -75,18 +75,22 @@ def cold_start(folder: Path, steps: int | None) -> Path:
     return exported
 
 
-def side_steps(name: str, model: Path, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Metrics of the steps of one run of a side, without its first."""
-    share, settings = SIDES[name]
+def side_config(share: bool, settings: dict[str, Any], model: Path, steps: int, prompts: int, updates: int) -> dict[str, Any]:
+    """A run of one phase from `model`, with prefix trees or without."""
     config = demo()
     config["model"] = {"path": str(model), "dtype": "float32"}
     config["batch"] = {"share_prefixes": share}
-    phase = {"kind": "rl", "steps": options.steps, "prompts_per_step": options.prompts, "updates_per_step": options.updates}
+    phase = {"kind": "rl", "steps": steps, "prompts_per_step": prompts, "updates_per_step": updates}
     config["phases"] = {"measured": phase | settings}
+    return config
+
+
+def side_steps(name: str, model: Path, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Metrics of the steps of one run of a side, without its first."""
+    config = side_config(*SIDES[name], model, options.steps, options.prompts, options.updates)
     directory = train(config, "side", options.folder)
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if "time/update" in record]
-    return records[1:]
+    return [record for record in map(json.loads, lines) if "time/update" in record][1:]
 
 
 def show(steps: dict[str, list[dict[str, float]]]) -> None:
