@@ -215,13 +215,12 @@ class TrainingSignal:
 class Rollout:
     """One response to a prompt: the sampled token ids, their behaviour log-probs, spans, and what later stages add.
 
-    Ids that are given as a tuple or a list become `TokenIds`.
-
-    `log_probs` (float32, one per token) are temperature-scaled and untruncated, measured by the engine while sampling. Read
-    them through `behaviour_log_probs`, which refuses where a span's context has changed, or where `behaviour_mask` is set.
-    `finish_reason` is "stop" (an end token was sampled and is the last id), "length" or "abort". `old_log_probs` (float32, one
-    per token) are the trainer's own before the step, in the context in which the tokens now stand, and NaN at tokens where
-    nobody measured them, because the loss did not read them; None where no token was measured.
+    `token_ids` may be given as a tuple or a list. `log_probs` (float32, one per token) are temperature-scaled and untruncated,
+    measured by the engine while sampling. Read them through `behaviour_log_probs`, which refuses where a span's context has
+    changed, or where `behaviour_mask` is set. `finish_reason` is "stop" (an end token was sampled and is the last id), "length"
+    or "abort". `old_log_probs` (float32, one per token) are the trainer's own before the step, in the context in which the
+    tokens now stand, and NaN at tokens where nobody measured them, because the loss did not read them; None where no token was
+    measured.
     """
 
     token_ids: TokenIds
