@@ -1,12 +1,14 @@
-"""Token log-probs: the chunked token head against log_softmax over the full logits; time and peak memory, forward + backward.
+"""Token log-probs: the tiled token head against log_softmax over the full logits; time and peak memory, forward + backward.
 
-    python benchmarks/log_prob.py                                              # small, on a CPU
-    python benchmarks/log_prob.py --device cuda --vocab 151936 --hidden 4096 --tokens 16384 --dtype bfloat16
+    python benchmarks/log_prob.py                                              # on a CPU, the real vocabulary included
+    python benchmarks/log_prob.py --device cuda --sizes 151936,4096 --tokens 1024 4096 16384 --dtype bfloat16
 
 Runs are paired: every repetition times both sides one after the other, in alternating order, on the same inputs; the table
 shows medians over repetitions, and the median of the *paired* ratios. Peak memory is taken in a run of its own and beyond the
 inputs (the gradients of hidden states and matrix count on both sides): on CUDA the allocator's peak, on a CPU the most bytes
-that storages made by operations held at one time. Before anything is timed, log-probs and gradients of both sides are compared.
+that storages made by operations held at one time. `stated` is the bound that the cost model counts with
+(`models.costs.head`). The last line of a size is an evaluation pass, without gradients. Before anything is timed, log-probs and
+gradients of both sides are compared.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.live_bytes import LiveBytes
+from octopus_mcore.models.costs.head import HeadCall
 from octopus_mcore.policy.token_head import selected_log_probs
 from octopus_mcore.runtime.seeds import torch_generator
 
@@ -34,27 +36,24 @@ class Inputs:
     targets: torch.Tensor
 
 
-def make_inputs(tokens: int, options: argparse.Namespace) -> Inputs:
+def make_inputs(tokens: int, vocabulary: int, hidden: int, options: argparse.Namespace) -> Inputs:
     generator = torch_generator("benchmark", tokens, device=options.device)
     settings = {"generator": generator, "device": options.device, "dtype": getattr(torch, options.dtype)}
-    weight = torch.randn(options.vocab, options.hidden, **settings).mul_(options.hidden**-0.5)
-    targets = torch.randint(options.vocab, (tokens,), generator=generator, device=options.device)
-    return Inputs(torch.randn(tokens, options.hidden, **settings).requires_grad_(), weight.requires_grad_(), targets)
+    weight = torch.randn(vocabulary, hidden, **settings).mul_(hidden**-0.5)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator, device=options.device)
+    return Inputs(torch.randn(tokens, hidden, **settings).requires_grad_(), weight.requires_grad_(), targets)
 
 
 def full_logits(inputs: Inputs, options: argparse.Namespace) -> torch.Tensor:
-    logits = (inputs.hidden @ inputs.weight.t()).float() / options.temperature
+    logits = (inputs.hidden @ inputs.weight.t()).float()
+    if options.temperature != 1:
+        logits = logits / options.temperature
     return torch.log_softmax(logits, dim=-1).gather(1, inputs.targets[:, None])[:, 0]
 
 
 def token_head(inputs: Inputs, options: argparse.Namespace) -> torch.Tensor:
     return selected_log_probs(
-        inputs.hidden,
-        inputs.weight,
-        inputs.targets,
-        temperature=options.temperature,
-        vocab_size=options.vocab,
-        chunk_size=options.chunk,
+        inputs.hidden, inputs.weight, inputs.targets, temperature=options.temperature, vocab_size=len(inputs.weight)
     )[0]
 
 
@@ -62,62 +61,39 @@ Side = Callable[[Inputs, argparse.Namespace], torch.Tensor]
 SIDES: tuple[Side, Side] = (full_logits, token_head)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, while they live; `peak` is the most there ever was. Outputs only: what an
-    operation allocates and frees inside itself is not seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inputs = {
-            x.untyped_storage()._cdata for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
-        }
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known and storage._cdata not in inputs:
-                    self._add(storage)
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def run(side: Side, inputs: Inputs, options: argparse.Namespace) -> None:
+def run(side: Side, inputs: Inputs, options: argparse.Namespace, learn: bool = True) -> None:
     inputs.hidden.grad = inputs.weight.grad = None
-    side(inputs, options).sum().backward()
+    with torch.set_grad_enabled(learn):
+        total = side(inputs, options).sum()
+    if learn:
+        total.backward()
     if options.device == "cuda":
         torch.cuda.synchronize()
 
 
-def seconds(side: Side, inputs: Inputs, options: argparse.Namespace) -> float:
+def seconds(side: Side, inputs: Inputs, options: argparse.Namespace, learn: bool) -> float:
     start = time.perf_counter()
-    run(side, inputs, options)
+    run(side, inputs, options, learn)
     return time.perf_counter() - start
 
 
-def peak_bytes(side: Side, inputs: Inputs, options: argparse.Namespace) -> int:
+def peak_bytes(side: Side, inputs: Inputs, options: argparse.Namespace, learn: bool) -> int:
     inputs.hidden.grad = inputs.weight.grad = None
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run(side, inputs, options)
+        run(side, inputs, options, learn)
         return torch.cuda.max_memory_allocated() - before
     with LiveBytes() as live:
-        run(side, inputs, options)
+        run(side, inputs, options, learn)
     return live.peak
+
+
+def stated_bytes(inputs: Inputs, learn: bool) -> int:
+    """What the cost model says of the token head's peak."""
+    tokens, hidden = inputs.hidden.shape
+    call = HeadCall(tokens, len(inputs.weight), hidden, inputs.weight.element_size(), learns=learn, main_grad=False)
+    return max(call.forward, call.backward) if learn else call.forward
 
 
 def check_equal(inputs: Inputs, options: argparse.Namespace) -> None:
@@ -132,47 +108,65 @@ def check_equal(inputs: Inputs, options: argparse.Namespace) -> None:
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
-def measure(tokens: int, options: argparse.Namespace) -> str:
+def measure(inputs: Inputs, options: argparse.Namespace, learn: bool) -> str:
     """One line of the table."""
-    inputs = make_inputs(tokens, options)
-    check_equal(inputs, options)
     for side in SIDES:
-        run(side, inputs, options)
+        run(side, inputs, options, learn)
     pairs = []
     for repetition in range(options.repetitions):
         order = SIDES if repetition % 2 == 0 else SIDES[::-1]
-        times = {side: seconds(side, inputs, options) for side in order}
+        times = {side: seconds(side, inputs, options, learn) for side in order}
         pairs.append(tuple(times[side] for side in SIDES))
     full, head = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratio = statistics.median(head / full for full, head in pairs)
-    memory = [peak_bytes(side, inputs, options) / 2**20 for side in SIDES]
-    return (
-        f"{tokens:>8} {1e3 * full:>12.1f} {1e3 * head:>12.1f} {ratio:>10.2f} "
-        f"{memory[0]:>12.1f} {memory[1]:>12.1f} {memory[1] / memory[0]:>10.2f}"
-    )
+    memory = [*(peak_bytes(side, inputs, options, learn) for side in SIDES), stated_bytes(inputs, learn)]
+    tokens, width = inputs.hidden.shape
+    cells = [len(inputs.weight), width, tokens, "train" if learn else "eval"]
+    cells += [f"{1e3 * full:.1f}", f"{1e3 * head:.1f}", f"{ratio:.2f}", *(f"{size / 2**20:.1f}" for size in memory)]
+    return row([*cells, f"{memory[1] / memory[0]:.3f}", f"{memory[1] / memory[2]:.3f}"])
+
+
+def row(cells: Sequence[object]) -> str:
+    """One aligned line; columns: `TITLES`."""
+    return " ".join(f"{cell!s:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+TITLES = ("vocabulary", "hidden", "tokens", "pass", "full ms", "head ms", "ratio", "full MiB", "head MiB", "stated", "÷ full")
+TITLES += ("÷ stated",)
+WIDTHS = (10, 6, 6, 5, 9, 9, 6, 9, 9, 9, 7, 8)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Vocabulary and hidden size from "151936,4096"."""
+    vocabulary, hidden = text.split(",")
+    return int(vocabulary), int(hidden)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--vocab", type=int, default=16384)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.add_argument("--chunk", type=int, default=256)
+    parser.add_argument("--sizes", type=size, nargs="+", metavar="VOCABULARY,HIDDEN", default=list(map(size, DEFAULTS)))
+    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--repetitions", type=int, default=5)
     return parser.parse_args()
 
 
+DEFAULTS = ("320,64", "2048,64", "2048,512", "16384,64", "16384,512", "151936,64")
+
+
 def main() -> None:
     options = parse()
     place = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{place}; {options.dtype}, vocabulary {options.vocab}, hidden {options.hidden}, chunk {options.chunk}, ", end="")
-    print(f"median of {options.repetitions} pairs; times in ms, peaks in MiB; ratio = token head / full logits")
-    print(f"{'tokens':>8} {'full ms':>12} {'head ms':>12} {'ratio':>10} {'full MiB':>12} {'head MiB':>12} {'ratio':>10}")
-    for tokens in options.tokens:
-        print(measure(tokens, options), flush=True)
+    print(f"{place}; {options.dtype}, temperature {options.temperature}, median of {options.repetitions} pairs")
+    print(row(TITLES))
+    for vocabulary, hidden in options.sizes:
+        for tokens in options.tokens:
+            inputs = make_inputs(tokens, vocabulary, hidden, options)
+            check_equal(inputs, options)
+            print(measure(inputs, options, learn=True), flush=True)
+        print(measure(inputs, options, learn=False), flush=True)
 
 
 if __name__ == "__main__":

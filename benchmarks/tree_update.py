@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.live_bytes import LiveBytes
 
+from benchmarks.live_bytes import LiveBytes
 from benchmarks.random_policy import SHAPES, Workload, random_checkpoint, recorded_workload, single_rank
 from benchmarks.recorded_batch import BANNED, StepSettings, octopus_groups
 from octopus_mcore.config.schema import (

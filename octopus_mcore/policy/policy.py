@@ -143,14 +143,16 @@ class Policy:
         losses = {name: float(sum(record.losses[name] for record in gathered)) for name in gathered[0].losses}
         measured = {number: values for record in gathered for number, values in record.log_probs.items()}
         done = sum((record.work for record in gathered), Work())
-        flops = model_flops(self.main.shape, self._config.parallel, done, Compute.of(self._config.model))
+        compute = Compute.of(self._config.model)
+        # One by one: it depends on a micro-batch's size what its head computes again.
+        counts = (model_flops(self.main.shape, self._config.parallel, record.work, compute) for record in gathered)
         return UpdateReport(
             losses,
             means(add_stats(*(record.stats for record in gathered))),
             grad_norm,
             learning_rate,
             done.tokens,
-            flops,
+            sum(counts, Flops()),
             sum(len(row) for row in rows),
             work.balance,
             tuple(measured[number] for number in sorted(measured)),

@@ -21,7 +21,6 @@ from megatron.core.utils import get_attr_wrapped_model
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.context import ContextShare, spread_values
-from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.interleaved import interleaved_arguments
 from octopus_mcore.policy.packing import PlanBalance
@@ -38,13 +37,11 @@ loss already divided by its global denominator, a record to hand back)."""
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted,
-    and how many tokens get logits at a time."""
+    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted."""
 
     temperature: float
     banned_token_ids: tuple[int, ...]
     with_entropy: bool = False
-    chunk_tokens: int = HEAD_CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -157,16 +154,17 @@ def _selected(
         # The head's gradient on each rank stems from its vocabulary shard only; this gather's backward pass adds the shares.
         flat = gather_from_sequence_parallel_region(flat, tensor_parallel_output_grad=True)
     here, places = ContextShare.here().locate(batch.selected, len(batch))
+    weight = role.chunks[-1].head_weight()
     log_probs, entropy = selected_log_probs(
         flat.index_select(0, places),
-        role.chunks[-1].head_weight(),
+        weight,
         batch.targets[here],
         temperature=head.temperature,
         vocab_size=role.shape.decoder.vocab_size,
         banned=torch.tensor(head.banned_token_ids, dtype=torch.int64, device=flat.device),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
-        chunk_size=head.chunk_tokens,
         with_entropy=head.with_entropy,
+        main_grad=getattr(weight, "main_grad", None),  # of a trained role; DDP's hook adds to it what autograd brings besides
     )
     if role.megatron.context_parallel_size == 1:
         return log_probs, entropy

@@ -45,6 +45,6 @@ def row_loads(
 
 
 def _step_flops(work: Work, shape: DecoderShape, recompute: Recompute) -> int:
-    """Executed operations of a forward and backward pass."""
+    """Executed operations of a forward and backward pass; logits made again, as in full micro-batches of a real vocabulary."""
     layers = layers_flops(shape, shape.layers, work, recompute)
-    return (layers + head_flops(shape, work.selected, shape.vocab_size)).hardware
+    return (layers + head_flops(shape, work.selected, again=True)).hardware

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,10 +13,8 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.live_bytes import LiveBytes
 from octopus_mcore.config.rollout import SGLangConfig
 from octopus_mcore.config.schema import Config, ParallelConfig, RuntimeConfig
 from octopus_mcore.models.exporting import WeightExporter
@@ -29,28 +27,6 @@ from octopus_mcore.runtime.world import join_world
 from tests.distributed.layout_checks import Layout, config_for
 
 _COLLECTIVES = ("all_gather_into_tensor", "all_gather", "broadcast", "all_gather_object", "send", "recv")
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that storages made by operations of this thread have had at once."""
-
-    def __init__(self, others: Iterable[torch.Tensor]) -> None:
-        """`others` exist already and do not count."""
-        super().__init__()
-        self.peak = 0
-        self._others = {StorageWeakRef(tensor.untyped_storage()) for tensor in others}
-        self._alive: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = StorageWeakRef(tensor.untyped_storage())
-                if storage not in self._others:
-                    self._alive[storage] = tensor.untyped_storage().nbytes()
-        self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
-        self.peak = max(self.peak, sum(self._alive.values()))
-        return result
 
 
 @contextmanager

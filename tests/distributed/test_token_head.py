@@ -1,4 +1,4 @@
-"""The token head with the vocabulary split over gloo ranks equals one rank that holds all of it."""
+"""The token head with the vocabulary split over gloo ranks equals one rank that holds all of it, in one tile or in many."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from octopus_mcore.models.limits import HeadLimits
 from octopus_mcore.policy.token_head import selected_log_probs
 from octopus_mcore.runtime.seeds import torch_generator
 from tests.distributed.pool import RankPool
@@ -22,7 +23,7 @@ def make(vocab_size: int):
     return hidden, weight, targets
 
 
-def run(hidden, weight, targets, vocab_size, group):
+def run(hidden, weight, targets, vocab_size, group, limits):
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     log_probs, entropy = selected_log_probs(
         hidden,
@@ -32,7 +33,7 @@ def run(hidden, weight, targets, vocab_size, group):
         vocab_size=vocab_size,
         banned=torch.tensor([0]),
         tp_group=group,
-        chunk_size=4,
+        limits=limits,
         with_entropy=True,
     )
     factors = torch.arange(TOKENS, dtype=torch.float64) - 5
@@ -48,13 +49,16 @@ def check_shards(vocab_size: int) -> None:
         rows = PADDED // size
         own = slice(rank * rows, (rank + 1) * rows)
         hidden, weight, targets = make(vocab_size)
-        log_probs, entropy, grad_hidden, grad_weight = run(hidden, weight[own], targets, vocab_size, dist.group.WORLD)
-        partial = grad_hidden.clone()
-        dist.all_reduce(grad_hidden)
-        one = run(hidden, weight, targets, vocab_size, None)
-        torch.testing.assert_close((log_probs, entropy, grad_hidden, grad_weight), (*one[:3], one[3][own]))
-        if vocab_size > rows:  # every rank contributes, so none has the whole gradient alone: the contract that callers rely on
-            assert not torch.allclose(partial, grad_hidden)
+        one = run(hidden, weight, targets, vocab_size, None, HeadLimits())
+        for limits in (HeadLimits(), HeadLimits(tile_bytes=40, kept_bytes=0), HeadLimits(tile_bytes=40)):
+            log_probs, entropy, grad_hidden, grad_weight = run(
+                hidden, weight[own], targets, vocab_size, dist.group.WORLD, limits
+            )
+            partial = grad_hidden.clone()
+            dist.all_reduce(grad_hidden)
+            torch.testing.assert_close((log_probs, entropy, grad_hidden, grad_weight), (*one[:3], one[3][own]))
+            # Every rank contributes, so none has the whole gradient alone: the contract that callers rely on.
+            assert vocab_size <= rows or not torch.allclose(partial, grad_hidden)
         nothing, _ = selected_log_probs(
             hidden[:0], weight[own], targets[:0], temperature=1.0, vocab_size=vocab_size, tp_group=dist.group.WORLD
         )

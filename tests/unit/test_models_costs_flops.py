@@ -18,6 +18,7 @@ from octopus_mcore.models.costs.images import Grid, frame_pairs, patches, window
 from octopus_mcore.models.costs.layout import Compute
 from octopus_mcore.models.costs.peaks import peak_flops
 from octopus_mcore.models.families import family_of
+from octopus_mcore.models.limits import HeadLimits
 from octopus_mcore.policy.token_head import selected_log_probs
 from tests.tiny import IMAGE_PAD, tiny_config
 
@@ -103,19 +104,34 @@ def test_padding_costs_the_hardware_but_is_no_work_of_the_model() -> None:
     assert layers_flops(shape, 1, padded, "none").extra == layers_flops(shape, 1, work, "none").extra + alone
 
 
-def test_the_head_costs_what_the_token_head_computes() -> None:
-    """Logits of the selected tokens, again in the backward pass, with the padding rows of the vocabulary."""
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_head_costs_what_the_token_head_computes(kept: bool) -> None:
+    """Logits of the selected tokens, and again in the backward pass where they were not kept; no padding of the vocabulary."""
     shape = family_of(CONFIGS["qwen3"]).shape(CONFIGS["qwen3"]).decoder
     hidden = torch.randn(7, shape.hidden_size, requires_grad=True)
     weight = torch.randn(104, shape.hidden_size, requires_grad=True)
+    limits = HeadLimits(tile_bytes=4 * 60, kept_bytes=2**20 * kept)
     with FlopCounterMode(display=False) as forward:
-        log_probs, _ = selected_log_probs(hidden, weight, torch.arange(7), temperature=1.0, vocab_size=shape.vocab_size)
+        log_probs, _ = selected_log_probs(
+            hidden, weight, torch.arange(7), temperature=1.0, vocab_size=shape.vocab_size, limits=limits
+        )
     with FlopCounterMode(display=False) as backward:
         log_probs.sum().backward()
-    ours = head_flops(shape, 7, 104)
+    ours = head_flops(shape, 7, again=not kept)
     assert ours.hardware == forward.get_total_flops() + backward.get_total_flops()
-    assert head_flops(shape, 7, 104, training=False).hardware == forward.get_total_flops()
+    assert head_flops(shape, 7, again=not kept, training=False).hardware == forward.get_total_flops()
     assert ours.model == 3 * 2 * 7 * 32 * 99
+
+
+def test_a_head_makes_logits_again_where_a_micro_batch_has_too_many() -> None:
+    shape, most = WINDOWED, HeadLimits().kept_bytes // 4
+    rows = WINDOWED.decoder.vocab_size + WINDOWED.decoder.vocab_size % 2
+    few, many = (
+        model_flops(shape, ParallelConfig(), Work(selected=count), Compute()) for count in (most // rows, most // rows + 1)
+    )
+    assert few.extra == 0 < many.extra == many.forward
+    shared = model_flops(shape, ParallelConfig(context=2), Work(selected=most // rows + 1), Compute())
+    assert shared.extra == 0
 
 
 def test_a_frozen_tower_has_no_backward_pass() -> None:
@@ -133,7 +149,7 @@ def test_stages_do_what_they_hold() -> None:
     work, parallel = Work(90, 90 * 91 // 2, 20, grids=((1, 4, 6),)), ParallelConfig(tensor=2, pipeline=2, stages=[3, 1])
     first, last = (stage_flops(shape, parallel, work, Compute(), rank) for rank in (0, 1))
     assert first == layers_flops(shape.decoder, 3, work, "none") + tower_flops(shape.vision, work.grids)
-    assert last == layers_flops(shape.decoder, 1, work, "none") + head_flops(shape.decoder, 20, 100)
+    assert last == layers_flops(shape.decoder, 1, work, "none") + head_flops(shape.decoder, 20, again=False)
     dealt = ParallelConfig(pipeline=2, virtual=2, stages=[1, 1, 2, 0])
     assert stage_flops(shape, dealt, work, Compute(), 0) == first
     assert first + last == model_flops(shape, ParallelConfig(tensor=2), work, Compute())

@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.layout import Chunk, Compute, chunks
-from octopus_mcore.models.limits import HEAD_CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
@@ -109,14 +107,6 @@ def _attention(shape: DecoderShape, parallel: ParallelConfig, compute: Compute, 
         return mine * each
     gathered = 0 if parallel.context == 1 else 2 * key * load.tokens * size
     return mine * (each + 4 * heads) + gathered
-
-
-def head_workspace(shape: DecoderShape, parallel: ParallelConfig, load: Load) -> int:
-    """Bytes that the token head takes while it runs: three float32 buffers of logits of a chunk of tokens, the output matrix's
-    gradient in float32, and the gathered hidden states with those of selected tokens, in float32 at most."""
-    rows = padded_vocabulary(shape.vocab_size, parallel.tensor) // parallel.tensor
-    mine = load.tokens // parallel.context
-    return 4 * (3 * min(HEAD_CHUNK_TOKENS, mine) * rows + rows * shape.hidden_size + 2 * mine * shape.hidden_size)
 
 
 def _norm(tokens: int, width: int, size: int) -> int:

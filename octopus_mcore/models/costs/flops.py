@@ -19,6 +19,7 @@ from octopus_mcore.config.model_layout import padded_vocabulary
 from octopus_mcore.config.schema import ParallelConfig
 from octopus_mcore.models.costs.images import Grid, patches, tower_pairs
 from octopus_mcore.models.costs.layout import Compute, Recompute, chunks
+from octopus_mcore.models.limits import HeadLimits
 
 if TYPE_CHECKING:
     from octopus_mcore.models.family import DecoderShape, ModelShape, VisionShape
@@ -104,13 +105,11 @@ def _layer_forward(shape: DecoderShape, tokens: int, pairs: int) -> tuple[int, i
     return 2 * tokens * layer_weights(shape), 4 * pairs * shape.heads * shape.head_dim
 
 
-def head_flops(shape: DecoderShape, selected: int, padded_vocabulary: int, training: bool = True) -> Flops:
-    """The token head: logits of selected tokens, in training made anew for the backward pass (`policy.token_head`)."""
+def head_flops(shape: DecoderShape, selected: int, again: bool, training: bool = True) -> Flops:
+    """The token head, which leaves the padding of the vocabulary out. `again`: it makes the logits of the selected tokens a
+    second time in the backward pass, as where they are too many to keep (`models.limits.HeadLimits`)."""
     needed = 2 * selected * shape.hidden_size * shape.vocab_size
-    padding = 2 * selected * shape.hidden_size * (padded_vocabulary - shape.vocab_size)
-    if not training:
-        return Flops(needed, 0, padding)
-    return Flops(needed, 2 * needed, needed + 4 * padding)
+    return Flops(needed, 2 * needed, needed if again else 0) if training else Flops(needed)
 
 
 def tower_flops(shape: VisionShape, grids: Iterable[Grid], training: bool = True) -> Flops:
@@ -133,7 +132,7 @@ def tower_flops(shape: VisionShape, grids: Iterable[Grid], training: bool = True
 def stage_flops(
     model: ModelShape, parallel: ParallelConfig, work: Work, compute: Compute, pipeline_rank: int, training: bool = True
 ) -> Flops:
-    """What the TP × CP ranks of a pipeline stage do together of a replica's work; each does an equal share of it, images as
+    """What the TP × CP ranks of a pipeline stage do together of one micro-batch; each does an equal share of it, images as
     evenly as they can be dealt out."""
     decoder = model.decoder
     total = Flops()
@@ -142,8 +141,9 @@ def stage_flops(
             continue
         total += layers_flops(decoder, len(chunk.layers), work, compute.recompute, training)
         if chunk.last:
-            rows = padded_vocabulary(decoder.vocab_size, parallel.tensor)
-            total += head_flops(decoder, work.selected, rows, training)
+            rows = padded_vocabulary(decoder.vocab_size, parallel.tensor) // parallel.tensor
+            kept = HeadLimits().keeps(work.selected // parallel.context, rows)
+            total += head_flops(decoder, work.selected, not kept, training)
         if chunk.first and model.vision is not None:
             total += tower_flops(model.vision, work.grids, training and not compute.freeze_vision)
     return total

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octopus_mcore.config.schema import ParallelConfig
-from octopus_mcore.models.costs.activations import Load, head_workspace, peak_activations
+from octopus_mcore.models.costs.activations import Load, peak_activations
 from octopus_mcore.models.costs.flops import Flops, Work, model_flops, stage_flops, tower_flops
+from octopus_mcore.models.costs.head import head_workspace
 from octopus_mcore.models.costs.layout import Compute, chunks
 from octopus_mcore.models.costs.memory import rank_memory
 from octopus_mcore.models.costs.parameters import model_elements, tower_elements
@@ -65,7 +66,7 @@ def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[st
     held = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
     held |= {"reference": memory.reference} if plan.reference else {}
     held["activations"] = peak_activations(model, plan.parallel, plan.compute, rank, load)
-    held["head"] = head_workspace(model.decoder, plan.parallel, load) if any(chunk.last for chunk in own) else 0
+    held["head"] = head_workspace(model.decoder, plan.parallel, plan.compute, load) if any(chunk.last for chunk in own) else 0
     row = Work.of_rows([plan.row], plan.row)
     stages = [stage_flops(model, plan.parallel, row, plan.compute, stage).hardware for stage in range(plan.parallel.pipeline)]
     layers = str(sum(len(chunk.layers) for chunk in own))
@@ -74,9 +75,10 @@ def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[st
 
 def _operations(model: ModelShape, plan: Plan) -> Iterator[str]:
     """Forward and backward, every token of the row selected."""
-    linear = model_flops(model, plan.parallel, Work(tokens=1, selected=1), plan.compute)
     row = model_flops(model, plan.parallel, Work.of_rows([plan.row], plan.row), plan.compute)
-    share = 1 - linear.model * plan.row / row.model
+    linear = model_flops(model, plan.parallel, Work(tokens=plan.row, selected=plan.row), plan.compute)
+    share = 1 - linear.model / row.model
+    linear = Flops(*(count // plan.row for count in (linear.forward, linear.backward, linear.extra)))
     yield f"{_operations_of(linear)} a token in linear layers and head"
     yield f"{_operations_of(row)} a row of {plan.row} tokens, {share:.0%} of it in attention"
     if model.vision is not None:
