@@ -192,25 +192,33 @@ def test_main_grad_takes_the_gradient_and_autograd_none(tokens, limits, as_param
     torch.testing.assert_close(ours[0].grad, theirs[0].grad)
 
 
+def test_a_frozen_matrix_gets_nothing():
+    hidden, weight, targets = make(3)
+    total = torch.zeros(PADDED, HIDDEN, dtype=torch.float64)
+    head(hidden, weight.requires_grad_(False), targets, main_grad=total)[0].sum().backward()
+    assert hidden.grad.any() and not total.any() and weight.grad is None
+
+
 def test_bfloat16_gradients_are_summed_in_float32():
     """Many parts of the tokens add to the same rows: a sum in bfloat16 would lose the small ones."""
-    exact, rounded = make(512, torch.float64, hidden=32), make(512, torch.bfloat16, hidden=32)
+    exact, rounded = make(160, torch.float64, hidden=32), make(160, torch.bfloat16, hidden=32)
     total = torch.zeros(PADDED, 32)
     head(*exact)[0].sum().backward()
     head(*rounded, limits=HeadLimits(4 * 48, 0))[0].sum().backward()
-    head(*make(512, torch.bfloat16, hidden=32), limits=HeadLimits(4 * 48, 0), main_grad=total)[0].sum().backward()
+    head(*make(160, torch.bfloat16, hidden=32), limits=HeadLimits(4 * 48, 0), main_grad=total)[0].sum().backward()
     for found, expected in ((total, exact[1].grad), (rounded[1].grad, exact[1].grad), (rounded[0].grad, exact[0].grad)):
         assert (found.double() - expected).norm() < 6e-3 * expected.norm()
 
 
-def test_a_tile_of_banned_ids_alone_and_hidden_states_of_any_size():
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.0])
+def test_a_tile_of_banned_ids_alone(temperature):
     """Ids 0–5 are banned and fill the first tiles; the logits of the others lie far below zero."""
     hidden, weight = torch.full((3, 2), 1e3), torch.full((8, 2), -4.0)
     log_probs, entropy = selected_log_probs(
         hidden,
         weight,
         torch.tensor([6, 7, 6]),
-        temperature=0.5,
+        temperature=temperature,
         vocab_size=8,
         banned=torch.arange(6),
         with_entropy=True,
@@ -251,13 +259,14 @@ def peaks(tokens: int, dtype: torch.dtype, main_grad: bool, learns: bool, entrop
         (450, torch.bfloat16, False, False, True),
         (40, torch.float32, True, True, False),  # few enough for their powers to be kept
         (40, torch.bfloat16, False, True, True),
+        (40, torch.float32, False, False, False),
     ],
 )
 def test_memory_at_the_real_vocabulary_is_what_is_stated(tokens, dtype, main_grad, learns, entropy_learns):
     """450 tokens would have 261 MiB of float32 logits: the statement is a tenth of that or a fifth, with all gradients, and the
     truth is not above it, nor far below."""
     stated = HeadCall(tokens, REAL, 16, dtype.itemsize, entropy_learns, learns, main_grad)
-    assert (stated.kept > 0) == (tokens == 40)
+    assert (stated.kept > 0) == (tokens == 40 and learns)
     assert tokens == 40 or max(stated.forward, stated.backward) < 4 * tokens * REAL / 4.5
     for share in peaks(tokens, dtype, main_grad, learns, entropy_learns):
         assert 0.97 < share <= 1
