@@ -23,11 +23,12 @@ class HeadLimits:
     tile_bytes: int = 2**24
     kept_bytes: int = 2**28
 
-    def tile(self, tokens: int, rows: int) -> tuple[int, int]:
-        """Tokens and vocabulary rows of a tile of [tokens, rows] logits. All tokens share a tile where 256 rows and more fit
-        beside them: the gradient of these rows is then one product."""
+    def tile(self, tokens: int, rows: int, hidden: int) -> tuple[int, int]:
+        """Tokens and vocabulary rows of a tile of [tokens, rows] logits, for an output matrix of width `hidden`. All tokens
+        share a tile where 256 rows and more fit beside them: the gradient of these rows, which may be four times as large as
+        the tile, is then one product."""
         elements = max(self.tile_bytes // 4, 1)
-        most = max(elements // max(tokens, 1), min(256, elements))
+        most = max(min(elements // max(tokens, 1), 4 * elements // hidden), min(256, elements))
         most -= most % 64 if most > 64 else 0  # tensor cores want aligned rows
         rows = max(min(rows, most), 1)
         return max(min(tokens, elements // rows), 1), rows

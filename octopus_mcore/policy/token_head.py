@@ -89,7 +89,7 @@ def selected_log_probs(
     check_targets(targets, vocab_size, banned)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     shard = _Shard.of(weight, vocab_size, banned, tp_group)
-    tiles = _Tiles.of(len(targets), shard.rows, limits or HeadLimits(), learns)
+    tiles = _Tiles.of(len(targets), shard.rows, weight.shape[1], limits or HeadLimits(), learns)
     return _SelectedLogProbs.apply(hidden, weight, targets, shard, tiles, temperature, with_entropy, main_grad)
 
 
@@ -155,8 +155,8 @@ class _Tiles:
     kept: bool
 
     @staticmethod
-    def of(tokens: int, rows: int, limits: HeadLimits, learns: bool) -> _Tiles:
-        part, block = limits.tile(tokens, rows)
+    def of(tokens: int, rows: int, hidden: int, limits: HeadLimits, learns: bool) -> _Tiles:
+        part, block = limits.tile(tokens, rows, hidden)
         kept = learns and limits.keeps(tokens, rows)
         return _Tiles(_slices(rows, block), _slices(tokens, part), kept)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,6 +274,13 @@ def test_memory_at_the_real_vocabulary_is_what_is_stated(tokens, dtype, main_gra
         assert 0.97 < share <= 1
 
 
+@given(st.integers(0, 2**20), st.integers(0, REAL), st.sampled_from([64, 2048, 8192]), st.integers(1, 2**24))
+def test_tiles_stay_within_their_bytes(tokens, rows, hidden, tile_bytes):
+    part, block = HeadLimits(tile_bytes).tile(tokens, rows, hidden)
+    assert 1 <= part <= max(tokens, 1) and 1 <= block <= max(rows, 1) and 4 * part * block <= max(tile_bytes, 4)
+    assert block <= 256 or block * hidden <= tile_bytes
+
+
 def test_the_statement_for_a_rank_of_a_real_model():
     """Two ranks share 151,936 rows of width 4096: 8,192 tokens in bfloat16 take tiles of 16 MiB (two in float32, one in
     bfloat16), and three times their hidden states (once in float32), twice more for the arguments."""
@@ -280,3 +289,16 @@ def test_the_statement_for_a_rank_of_a_real_model():
     held = head_workspace(shape, ParallelConfig(tensor=2), Compute("bfloat16"), Load(8192))
     states = 8192 * 4096 * 2
     assert held == (2 * 16 + 8) * 2**20 + (2 + 1) * states + 64 * 8192 + 2 * states
+
+
+def test_the_documented_table_is_the_formula() -> None:
+    """Tokens, TP, logits of all, forward, backward, kept, evaluation, in MiB."""
+    text = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    lines = re.findall(r"^\| ([\d,]+) \| (\d) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert len(lines) == 8
+    for tokens, tensor, cells in lines:
+        count, rows = int(tokens.replace(",", "")), REAL // int(tensor)
+        call = HeadCall(count, rows, 4096, 2, entropy=True)
+        evaluation = HeadCall(count, rows, 4096, 2, learns=False)
+        held = (4 * count * rows, call.forward, call.backward, call.kept, evaluation.forward)
+        assert cells.split(" | ") == [f"{size / 2**20:,.0f}" for size in held]

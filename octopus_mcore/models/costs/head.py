@@ -39,24 +39,28 @@ class HeadCall:
     limits: HeadLimits = HeadLimits()
 
     @property
+    def _tile(self) -> tuple[int, int]:
+        return self.limits.tile(self.tokens, self.rows, self.hidden)
+
+    @property
     def kept(self) -> int:
         """Bytes of powers that stay between forward and backward pass, and of what each block of them counts from."""
         if not (self.learns and self.limits.keeps(self.tokens, self.rows)):
             return 0
-        blocks = math.ceil(self.rows / self.limits.tile(self.tokens, self.rows)[1])
+        blocks = math.ceil(self.rows / self._tile[1])
         return self.tokens * (self.rows + blocks) * _EXACT
 
     @property
     def forward(self) -> int:
         """The most bytes at one time in the forward pass, beyond the arguments."""
-        tokens, rows = self.limits.tile(self.tokens, self.rows)
+        tokens, rows = self._tile
         buffers = _EXACT * ((not self.kept) + self.entropy) + self.size * (self.size != _EXACT)
         return self.kept + self.tokens * _TOKEN + tokens * rows * buffers
 
     @property
     def backward(self) -> int:
         """The same of the backward pass, results included."""
-        tokens, rows = self.limits.tile(self.tokens, self.rows)
+        tokens, rows = self._tile
         narrow = self.size != _EXACT
         total = self.kept + self.tokens * (_TOKEN + _EXACT * self.hidden)
         total += tokens * rows * (_EXACT * (1 + self.entropy) + narrow * self.size)
