@@ -11,7 +11,7 @@ from octopus_mcore.config.schema import Config, ModelConfig, ParallelConfig
 
 
 def check_precision(config: Config, hf_config: Mapping[str, Any] | None) -> Iterator[str]:
-    """Violations of `model.layer_spec`, `model.dtype` and `model.fp8`; `hf_config` as in `layout.check_config`."""
+    """Violations of `model.layer_spec`, `model.attention`, `model.dtype` and `model.fp8`; `hf_config` as in `layout.check_config`."""
     model = config.model
     if model.layer_spec == "te" and find_spec("transformer_engine") is None:
         yield (
@@ -20,6 +20,8 @@ def check_precision(config: Config, hf_config: Mapping[str, Any] | None) -> Iter
         )
     if model.layer_spec == "te" and model.dtype != "bfloat16":
         yield f"model.layer_spec=te computes in bfloat16 (or FP8, model.fp8), but model.dtype={model.dtype}"
+    if model.attention == "varlen" and model.dtype == "float32":
+        yield "model.attention=varlen computes in 16 bits, but model.dtype=float32; take model.attention=auto"
     if model.fp8 is None:
         return
     if model.layer_spec != "te":

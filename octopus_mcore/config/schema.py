@@ -96,6 +96,10 @@ class ModelConfig(Section):
     layer_spec: Literal["local", "te"] = "local"
     """Layer implementation: `local` is Megatron-Core's own torch layers, `te` Transformer-Engine's fused ones (CUDA only).
     Checkpoints of both are the same."""
+    attention: Literal["auto", "sdpa", "varlen"] = "auto"
+    """Kernel of the decoder's core attention: `sdpa` is torch's scaled dot-product attention over batches of tree nodes (on a
+    CPU its flash kernel, whose outcomes are merged), `varlen` one variable-length FlashAttention call over all nodes (CUDA, 16
+    bits). `auto` takes `varlen` where it can compute and `sdpa` elsewhere."""
     fp8: FP8Config | None = None
     """FP8 arithmetic of the decoder's linear layers, with layer_spec `te`; null computes them in `dtype`."""
     freeze_vision: bool = False

@@ -4,8 +4,9 @@ Megatron's local `DotProductAttention` refuses packed sequences, and a dense mas
 its length. Here the tokens are cut into cells (`models.nodes`), cells of similar size are attended together
 (`models.attention_plan`), and a kernel computes a batch of them:
 
-* `flash_attention` on the CPU: torch's own flash kernel there. It tells the log-sum-exp of a cell's scores, so that a long
+* `merged_attention` on the CPU: torch's own flash kernel there. It tells the log-sum-exp of a cell's scores, so that a long
   node's keys are read where they lie, by its whole subtree at once, and what queries found in several nodes is merged.
+* `varlen_attention` on a GPU in 16 bits: one call over all nodes, with each path's keys gathered.
 * `padded_attention` on any device: torch's scaled dot-product attention, with each path's keys gathered.
 
 Under context parallelism a rank asks for its own tokens only, over the keys and values of all ranks.

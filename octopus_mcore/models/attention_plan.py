@@ -2,7 +2,7 @@
 
 Layers get a MicroBatch's `subtree_end` and nothing else (full recomputation saves their arguments and hands copies back), so a
 plan is found again by that tensor's content. A plan has 8 bytes for each cell of its tables of queries and keys, none where
-tokens are taken as they lie; `_KEPT_PLANS` of them are kept, a few MB together for micro-batches of thousands of tokens.
+tokens are taken as they lie; `KEPT_PLANS` of them are kept, a few MB together for micro-batches of thousands of tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ _MAX_PADDED_AREA = 1.5625
 """A padded batch may compute so many times the query-key pairs that its cells have: a quarter more in each direction."""
 _LARGE_CELL = 2**14
 """Query-key pairs of a cell that costs more to gather into a batch than to call a kernel for."""
-_KEPT_PLANS = 32
+KEPT_PLANS = 32
 """Micro-batches whose plans are kept: those under way in a pipeline, and a few of the passes before."""
 
 
@@ -45,7 +45,7 @@ class Places:
         if self.index is None:
             rows = tokens[self.start : self.start + self.count * self.length]
         else:
-            rows = tokens.index_select(0, self.index)
+            rows = select_rows(tokens, self.index)
         return rows.view(self.count, self.length, *tokens.shape[1:])
 
     def rows(self) -> torch.Tensor:
@@ -94,13 +94,33 @@ class Batch:
 class Plan:
     """Batches in the order in which they are computed.
 
-    `whole` says that no batch has some fresh tokens and some that are not. `order` [queries] sorts the batches' tokens, put one
+    `order` [queries] sorts the batches' tokens, put one
     behind the other, by their places; None where they are in order, and in plans of cells that are merged.
     """
 
     batches: tuple[Batch, ...]
-    whole: bool
     order: torch.Tensor | None
+
+
+class _SelectedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = tokens.shape
+        return tokens.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (index,) = ctx.saved_tensors
+        exact = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(ctx.shape, dtype=exact, device=grad.device).index_add_(0, index, grad.to(exact))
+        return total.to(grad.dtype), None
+
+
+def select_rows(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`tokens[index]`, whose gradients are added up in float32: a prompt's key is read by every node behind it, and so many
+    terms are too many for 16 bits."""
+    return _SelectedRows.apply(tokens, index)
 
 
 def attention_plan(subtree_end: torch.Tensor, share: ContextShare, merged: bool, device: torch.device) -> Plan:
@@ -116,7 +136,7 @@ def attention_plan(subtree_end: torch.Tensor, share: ContextShare, merged: bool,
     return _plan(subtree_end.numpy().tobytes(), share, merged, device)
 
 
-@lru_cache(maxsize=_KEPT_PLANS)
+@lru_cache(maxsize=KEPT_PLANS)
 def _plan(content: bytes, share: ContextShare, merged: bool, device: torch.device) -> Plan:
     subtree_end = np.frombuffer(content, dtype=np.int32)
     nodes, stretches = tree_nodes(subtree_end), share.stretches(len(subtree_end))
@@ -124,15 +144,14 @@ def _plan(content: bytes, share: ContextShare, merged: bool, device: torch.devic
         groups = _grouped(shared_cells(subtree_end, nodes, stretches), subtree_end, ("causal", "full"), _LARGE_CELL)
     else:
         groups = _grouped(node_cells(nodes, stretches), subtree_end, ("causal", "aligned"), None)
-    batches, seen, whole = [], np.zeros(len(subtree_end), dtype=bool), True
+    batches, seen = [], np.zeros(len(subtree_end), dtype=bool)
     for rule, cells in groups:
-        known = np.concatenate([seen[cell.start : cell.end] for cell in cells])
+        fresh = not seen[cells[0].start]  # the cells of a batch have the same turn
         for cell in cells:
             seen[cell.start : cell.end] = True
-        whole &= bool(known.all() or not known.any())
-        batches.append(_batch(rule, cells, not known.any(), subtree_end, share, device))
+        batches.append(_batch(rule, cells, fresh, subtree_end, share, device))
     order = None if merged else _order(batches)
-    return Plan(tuple(batches), whole, order)
+    return Plan(tuple(batches), order)
 
 
 def _order(batches: Sequence[Batch]) -> torch.Tensor | None:
@@ -172,7 +191,7 @@ def _grouped(
 
 @dataclass(frozen=True)
 class _Ruled:
-    """A cell with its rule. Cells that have queries in common have different turns: no batch holds a query twice."""
+    """A cell with its rule. It has its turn behind all that have queries in common with it, so no batch holds a query twice."""
 
     turn: int
     rule: Rule

@@ -18,7 +18,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from octopus_mcore.models.attention import AttentionKernel, NodeCoreAttention, padded_attention
-from octopus_mcore.models.attention_flash import flash_attention
+from octopus_mcore.models.attention_merged import merged_attention
+from octopus_mcore.models.attention_varlen import varlen_attention, why_no_varlen
 from octopus_mcore.models.norm import RMSNorm
 
 
@@ -92,9 +93,18 @@ def unfused_name(name: str) -> str:
     return next((theirs + name.removeprefix(ours) for ours, theirs in _UNFUSED.items() if name.startswith(ours)), name)
 
 
-def attention_kernel(device: torch.device) -> AttentionKernel:
-    """What computes core attention on the device."""
-    return flash_attention if device.type == "cpu" else padded_attention
+def attention_kernel(choice: str, dtype: torch.dtype, device: torch.device) -> AttentionKernel:
+    """What computes core attention in this dtype on this device, for the configuration's `model.attention`.
+
+    Raises:
+        ValueError: `varlen` where it cannot compute.
+    """
+    obstacle = why_no_varlen(dtype, device)
+    if choice == "varlen" and obstacle is not None:
+        raise ValueError(f"model.attention=varlen: {obstacle}; take model.attention=auto")
+    if choice == "varlen" or (choice == "auto" and obstacle is None):
+        return varlen_attention
+    return merged_attention if device.type == "cpu" else padded_attention
 
 
 def decoder_spec(

@@ -44,7 +44,10 @@ class PolicyModel(GPTModel):
         super().__init__(
             config=config,
             transformer_layer_spec=decoder_spec(
-                config, get_num_layers_to_build(config, virtual_stage), model.layer_spec, attention_kernel(device)
+                config,
+                get_num_layers_to_build(config, virtual_stage),
+                model.layer_spec,
+                attention_kernel(model.attention, config.params_dtype, device),
             ),
             vocab_size=vocab_rows,
             max_sequence_length=shape.decoder.max_positions,

@@ -63,6 +63,8 @@ def test_every_recipe_fits_a_real_model(recipe, tensor):
 def test_what_does_not_go_together():
     assert any("needs model.layer_spec=te" in found for found in refusals({}, layer_spec="local"))
     assert any("model.dtype=float32" in found for found in refusals({}, dtype="float32"))
+    assert any("model.attention=varlen computes in 16 bits" in found for found in refusals(dtype="float32", attention="varlen"))
+    assert refusals(attention="varlen") == []
     assert any("do not go with recipe=delayed" in found for found in refusals({"recipe": "delayed", "last_layers_bf16": 1}))
     assert any("does not go with recipe=mxfp8" in found for found in refusals({"recipe": "mxfp8", "parameters": True}))
     (found,) = refusals({"parameters": True}, rollout={"engine": "sglang"})

@@ -13,7 +13,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from octopus_mcore.models.attention import NodeCoreAttention, padded_attention
-from octopus_mcore.models.attention_flash import flash_attention
+from octopus_mcore.models.attention_merged import merged_attention
 from octopus_mcore.models.attention_plan import Plan, attention_plan
 from octopus_mcore.models.context import ALL_TOKENS, ContextShare
 from octopus_mcore.models.nodes import Cell, node_cells, shared_cells, tree_nodes
@@ -48,9 +48,9 @@ LONGER = st.lists(
     min_size=1,
     max_size=2,
 )
-"""Long enough for nodes that a flash kernel shares among the tokens behind them."""
+"""Long enough for nodes that the merged kernel shares among the tokens behind them."""
 HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (3, 1)])
-KERNELS = {"padded": padded_attention, "flash": flash_attention}
+KERNELS = {"padded": padded_attention, "merged": merged_attention}
 kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
 
 
@@ -137,7 +137,7 @@ def test_a_row_in_tree_form_gives_what_it_gives_alone(kernel, trees, heads):
 
 
 ON_DEVICES = [
-    ("flash", "cpu"),
+    ("merged", "cpu"),
     ("padded", "cpu"),
     pytest.param("padded", "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
 ]
@@ -170,12 +170,12 @@ def test_the_megatron_module_uses_the_rule_and_the_usual_scale(kernel):
 
 @settings(deadline=None, max_examples=30)
 @given(LONGER, HEADS)
-def test_the_flash_kernel_saves_its_arguments_and_its_outcome_alone(trees, heads):
+def test_the_merged_kernel_saves_its_arguments_and_its_outcome_alone(trees, heads):
     """Nothing that is gathered outlives the forward pass: [S, heads, d] twice, keys, values, and a number for each head."""
     ends = subtree_end(trees)
     inputs, saved = tokens(len(ends), heads), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()), lambda nothing: nothing):
-        flash_attention(*inputs, torch.from_numpy(ends), SCALE)
+        merged_attention(*inputs, torch.from_numpy(ends), SCALE)
     query, key, value = (tensor.numel() for tensor in inputs)
     assert sum(saved) == 2 * query + key + value + len(ends) * heads[0]
 
@@ -344,7 +344,7 @@ def test_rows_of_one_length_are_attended_where_they_lie(merged):
 def test_nothing_of_a_long_tree_is_gathered_or_masked_to_be_merged():
     ends = subtree_end([Tree(800, tuple(Tree(700, (Tree(500), Tree(510))) for _ in range(3)))])
     plan = plan_of(ends, merged=True)
-    assert plan.whole and {batch.rule for batch in plan.batches} == {"causal"}
+    assert {batch.rule for batch in plan.batches} == {"causal"}
     assert all(batch.query.index is batch.key.index is batch.slots is None for batch in plan.batches)
     sizes = [(batch.query.length, batch.key.length) for batch in plan.batches]
     needed = sum(n * node.prefix + n * (n + 1) // 2 for node in tree_nodes(ends) if (n := node.end - node.start))
@@ -363,8 +363,7 @@ def test_no_batch_has_a_query_twice_and_fresh_ones_are_new(trees, size):
         for batch in plan.batches:
             own = batch.tokens.rows().tolist()
             assert len(set(own)) == len(own)
-            assert batch.fresh == seen.isdisjoint(own)
-            assert not plan.whole or batch.fresh or seen.issuperset(own)
+            assert seen.isdisjoint(own) if batch.fresh else seen.issuperset(own)
             seen.update(own)
         assert len(seen) == len(ends) // size
 

@@ -21,7 +21,7 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def flash_attention(
+def merged_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -30,10 +30,10 @@ def flash_attention(
     share: ContextShare = ALL_TOKENS,
 ) -> torch.Tensor:
     """An `AttentionKernel` for the CPU."""
-    return _Flash.apply(query, key, value, attention_plan(subtree_end, share, merged=True, device=query.device), scale)
+    return _Merged.apply(query, key, value, attention_plan(subtree_end, share, merged=True, device=query.device), scale)
 
 
-class _Flash(torch.autograd.Function):
+class _Merged(torch.autograd.Function):
     """Attention [S, heads, d] of query [S, heads, d] over key and value [S', key-value heads, d]."""
 
     @staticmethod
@@ -43,9 +43,6 @@ class _Flash(torch.autograd.Function):
         exact = torch.promote_types(query.dtype, torch.float32)
         output = torch.empty(query.shape, dtype=exact)
         lse = torch.empty(query.shape[:2], dtype=exact)
-        if not plan.whole:
-            output.zero_()
-            lse.fill_(-torch.inf)
         for batch in plan.batches:
             tables = _Tables(batch, query, key)
             cell, cell_lse = _forward(
@@ -68,8 +65,6 @@ class _Flash(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         grad_query = torch.empty(query.shape, dtype=lse.dtype)
-        if not ctx.plan.whole:
-            grad_query.zero_()
         grad_key, grad_value = (torch.zeros(key.shape, dtype=lse.dtype) for _ in range(2))
         for batch in ctx.plan.batches:
             tables = _Tables(batch, query, key)
