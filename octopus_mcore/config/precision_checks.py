@@ -11,7 +11,7 @@ from octopus_mcore.config.schema import Config, ModelConfig, ParallelConfig
 
 
 def check_precision(config: Config, hf_config: Mapping[str, Any] | None) -> Iterator[str]:
-    """Violations of `model.layer_spec`, `model.attention`, `model.dtype` and `model.fp8`; `hf_config` as in `layout.check_config`."""
+    """Violations of `model.layer_spec`, `attention`, `dtype` and `fp8`; `hf_config` as in `layout.check_config`."""
     model = config.model
     if model.layer_spec == "te" and find_spec("transformer_engine") is None:
         yield (

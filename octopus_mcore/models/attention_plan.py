@@ -94,8 +94,8 @@ class Batch:
 class Plan:
     """Batches in the order in which they are computed.
 
-    `order` [queries] sorts the batches' tokens, put one
-    behind the other, by their places; None where they are in order, and in plans of cells that are merged.
+    `order` [queries] sorts the batches' tokens, put one behind the other, by their places; None where they are in order, and in
+    plans of cells that are merged.
     """
 
     batches: tuple[Batch, ...]
@@ -174,18 +174,18 @@ def _rule(cell: Cell, subtree_end: np.ndarray) -> Rule:
 def _grouped(
     cells: Sequence[Cell], subtree_end: np.ndarray, rules: Sequence[Rule], large: int | None
 ) -> Iterator[tuple[Rule, list[Cell]]]:
-    """The cells in batches, those of more than `large` pairs first and each alone, all under `rules` where these suffice."""
-    small, turns = [], np.zeros(len(subtree_end), dtype=int)
+    """The cells in batches, in turn, those of more than `large` pairs each alone, all under `rules` where these suffice."""
+    small, batches, turns = [], [], np.zeros(len(subtree_end), dtype=int)
     for cell in cells:
         turn = int(turns[cell.start : cell.end].max())
         turns[cell.start : cell.end] = turn + 1
         rule = _rule(cell, subtree_end)
         ruled = _Ruled(turn, rule if rule in rules else "masked", cell)
         if large is not None and cell.queries * cell.width > large:
-            yield ruled.rule, [cell]
+            batches.append([ruled])
         else:
             small.append(ruled)
-    for batch in _similar(small):
+    for batch in sorted([*batches, *_similar(small)], key=lambda batch: batch[0].turn):
         yield "masked" if _masked(batch) else batch[0].rule, [ruled.cell for ruled in batch]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -353,6 +353,7 @@ def test_nothing_of_a_long_tree_is_gathered_or_masked_to_be_merged():
 
 @settings(deadline=None, max_examples=100)
 @given(st.one_of(FORESTS, LONGER), st.integers(1, 3))
+@example([Tree(60, (Tree(130, (Tree(10),)), Tree(10)))], 1)  # a small cell before a large one under it
 def test_no_batch_has_a_query_twice_and_fresh_ones_are_new(trees, size):
     """What a batch finds is put to its tokens at once: one of two outcomes would be lost."""
     length = sum(map(len, trees))
