@@ -25,11 +25,9 @@ Plan = list[list[list[int]]]
 CLEAR_GAIN = 0.01
 """Share of its time by which the busiest rank must become faster, beyond the work that is added, for a tree to be cut."""
 
-MICRO_BATCH_OVERHEAD = 0.02
-"""What a micro-batch costs besides its work (launches, hand-overs), as a share of an average micro-batch's work."""
-
 WEAK_LINK = 0.01
-"""Share of the work of two pieces, the lighter of them, below which a common prefix need not keep them together."""
+"""What trees have in common, such as a system message, does not make them one if it is less than this share of the lighter
+one's work."""
 
 
 def plan_micro_batches(
@@ -147,22 +145,16 @@ class _Weighed:
 
     def clearly_better_than(self, other: _Weighed) -> bool:
         """The busiest rank gains clearly more than each rank's part of the work that is added."""
-        overhead = MICRO_BATCH_OVERHEAD * other.total / sum(len(micro_batches) for micro_batches in other.plan)
-        saved = other.busiest - self.busiest + overhead * (len(other.plan[0]) - len(self.plan[0]))
-        return saved > CLEAR_GAIN * other.busiest + (self.total - other.total) / len(self.plan)
+        return other.busiest - self.busiest > CLEAR_GAIN * other.busiest + (self.total - other.total) / len(self.plan)
 
 
 def _best_plan(costs: RowCosts, budget: int, ranks: int) -> Plan:
-    """The plan of whole trees, unless one that separates weakly linked trees or that cuts some is clearly better."""
-    best: _Weighed | None = None
-    for least_saving in (0.0, WEAK_LINK):
-        plan = _pack(cut(costs, budget, least_saving), costs, budget, ranks)
-        for found in (plan, plan if plan.even else _Weighed.of(relieve(plan.plan, costs, budget), costs)):
-            if best is None or found.clearly_better_than(best):
-                best = found
-        if best.even:
-            break
-    return best.plan
+    """The plan of whole trees, as far as the budget allows, unless one that cuts some more is clearly better."""
+    whole = _pack(cut(costs, budget, WEAK_LINK), costs, budget, ranks)
+    if whole.even:
+        return whole.plan
+    relieved = _Weighed.of(relieve(whole.plan, costs, budget), costs)
+    return relieved.plan if relieved.clearly_better_than(whole) else whole.plan
 
 
 def _pack(pieces: list[Piece], costs: RowCosts, budget: int, ranks: int) -> _Weighed:

@@ -206,20 +206,26 @@ def test_loose_rows_fill_up_what_trees_leave():
     assert {tuple(rows) for rows in all_of(plan)} == {(0, 1), (2, 3), (4, 5, 6)}
 
 
-def test_a_tree_is_not_cut_for_a_small_gain():
-    """Cutting would bring both ranks within half a percent of each other, at the price of a long prompt."""
-    trees = [load(1000), load(1000, 900), load(1000, 900), load(1030), load(1030, 900), load(1030, 900)]
-    assert sorted(all_of(plan_micro_batches(trees, 2000, 2))) == [[0, 1, 2], [3, 4, 5]]
+def tree_of(prompt: int, responses) -> list[RowLoad]:
+    return [load(prompt + response, prompt if number else 0) for number, response in enumerate(responses)]
+
+
+def test_a_tree_is_cut_for_a_clear_gain_only():
+    """Ranks of 1,030 and of 1,030 + 3 · 20 or 3 · 60 tokens. Handing over a response costs its prompt of 30 again: 1,080 and
+    1,070 is no clear gain, 1,120 and 1,150 is one."""
+    small = [*tree_of(30, [100] * 10), *tree_of(30, [100] * 10 + [20] * 3)]
+    large = [*tree_of(30, [100] * 10), *tree_of(30, [100] * 10 + [60] * 3)]
+    assert sorted(all_of(plan_micro_batches(small, 2000, 2))) == [[*range(10)], [*range(10, 23)]]
+    assert sorted(all_of(plan_micro_batches(large, 2000, 2))) == [[*range(10), 22], [*range(10, 22)]]
 
 
 def test_a_system_message_does_not_chain_prompts():
-    """Ten leading tokens are common to all. Whole trees, dealt out freely, beat stretches of the order."""
-    sizes = [900, 500, 500, 300, 300, 300, 200, 200, 200, 200]
-    loads = [row for size in sizes for row in (load(size, 10), load(size, size - 50))]
-    loads[0] = load(sizes[0])
-    plan = plan_micro_batches(loads, 1000, 2)
-    assert all(sorted(rows[::2]) == [row - 1 for row in rows[1::2]] for rows in all_of(plan))
-    assert plan_balance(plan, loads).rank_imbalance < 1.04
+    """Three tokens are common to all. In order, 600 and 400 would never meet; dealt out freely, three micro-batches are
+    enough."""
+    sizes = [600, 600, 600, 400, 400, 400]
+    loads = [load(size, 3 if number else 0) for number, size in enumerate(sizes)]
+    plan = plan_micro_batches(loads, 1000, 1)
+    assert len(plan[0]) == 3 and plan_balance(plan, loads).tokens == 3000 - 3 * 3
 
 
 def test_work_decides_and_not_tokens():
