@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=8, help="rows of a group in the smallest batch")
     parser.add_argument("--length", type=int, default=200, help="tokens of a row in the smallest batch, divided like 8:7:5")
     parser.add_argument("--max-tokens", type=int, default=3200, help="tokens of a micro-batch")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     return parser.parse_args()
 
 
@@ -102,33 +102,32 @@ def sizes(batches: Batches, options: argparse.Namespace) -> list[Point]:
     places = [(axis, factor) for axis in axes for factor in (1, 2, 4)]
     paths = {place: str(batches.path(**{place[0]: place[1]})) for place in places}
     curves = {"rows": side("rows", batches.settings), "tree": side("tree", batches.settings, "--share-prefixes")}
-    return measure({(*place, curve): (curve, path) for place, path in paths.items() for curve in curves}, curves, options)
+    with sides(**curves) as running:
+        steps = {(*place, curve): (running[curve], path) for place, path in paths.items() for curve in curves}
+        return measure(steps, options.repetitions)
 
 
 def ranks(batches: Batches, options: argparse.Namespace) -> list[Point]:
     """Points along ranks: trees in one rank, and in each layout, of which not more than one is alive at a time."""
     path, tree = str(batches.path(prompts=4)), "--share-prefixes"
     points = []
-    for layout in options.layouts:
-        axis, size = layout.split("=")
-        curves = {
-            "one": side("one rank", batches.settings, tree),
-            layout: side(layout, batches.settings, tree, f"--{layout}", ranks=int(size)),
-        }
-        points += measure({("ranks", 1, axis): ("one", path), ("ranks", int(size), axis): (layout, path)}, curves, options)
+    with sides(one=side("one rank", batches.settings, tree)) as single:
+        for layout in options.layouts:
+            axis, size = layout.split("=")
+            with sides(many=side(layout, batches.settings, tree, f"--{layout}", ranks=int(size))) as several:
+                steps = {("ranks", 1, axis): (single["one"], path), ("ranks", int(size), axis): (several["many"], path)}
+                points += measure(steps, options.repetitions)
     return points
 
 
-def measure(
-    steps: dict[tuple[str, int, str], tuple[str, str]], curves: dict[str, Callable[[], Side]], options: argparse.Namespace
-) -> list[Point]:
-    """Times steps in turn: (axis, size, curve) → (side, batch). The first round warms up."""
+def measure(steps: dict[tuple[str, int, str], tuple[Side, str]], repetitions: int) -> list[Point]:
+    """Times steps in turn: (axis, size, curve) → (side, batch). The first round warms up. Equal batches must give equal loss
+    and gradient norm."""
     found: dict[tuple, list[dict]] = {key: [] for key in steps}
-    with sides(**curves) as running:
-        for order in in_turn(list(steps), options.repetitions + 1):
-            for key in order:
-                name, path = steps[key]
-                found[key].append(running[name].ask(batch=path))
+    for order in in_turn(list(steps), repetitions + 1):
+        for key in order:
+            running, path = steps[key]
+            found[key].append(running.ask(batch=path))
     for path in {path for _, path in steps.values()}:
         same = {str(key): found[key] for key, (_, its) in steps.items() if its == path}
         check_equal(same, reference=next(iter(same)))
