@@ -20,7 +20,8 @@ class TokenIds(Sequence[int]):
 
     A tuple of ints takes about 40 bytes per token, 4 here; joining two halves copies memory rather than counting references,
     and the garbage collector has nothing to walk through. A step holds tens of millions of ids, so this decides the pace of
-    recombination (benchmarks/recombination.py). Slices are views. `np.asarray` gives the read-only array itself.
+    recombination (benchmarks/recombination.py). Slices are views. `np.asarray` gives the read-only array itself,
+    whose bytes are a cheaper key than the ids: hashing these makes the tuple.
 
     Raises:
         ValueError: the ids are not one flat sequence, or an array of another dtype.

@@ -32,7 +32,7 @@ class Row:
         return len(self.token_ids) - self.prompt_length
 
 
-def row_of(prompt: Prompt, response: Sequence[int]) -> Row:
+def row_of(prompt: Prompt, response: Sequence[int] | np.ndarray) -> Row:
     """The row of a prompt and response token ids, exactly as sampled.
 
     Raises:

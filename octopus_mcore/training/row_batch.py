@@ -143,18 +143,20 @@ class _FirstAttempt:
 
 def _first_attempts(groups: Sequence[Group], parts: Sequence[Part]) -> list[_FirstAttempt]:
     """What the reference must see: KL tokens are first attempts, and one of these is in several rows of its group."""
-    users: dict[tuple[int, tuple[int, ...]], list[NeededRow]] = {}
+    users: dict[tuple[int, bytes], list[NeededRow]] = {}
     for need in (need for part in parts for need in part.needed if need.signal.kl_mask.any()):
         end = int(np.flatnonzero(need.signal.kl_mask)[-1]) + 1
-        users.setdefault((need.place[0], need.rollout.token_ids[:end]), []).append(need)
+        prefix = np.asarray(need.rollout.token_ids)[:end].tobytes()
+        users.setdefault((need.place[0], prefix), []).append(need)
     return [
-        _FirstAttempt(
-            row_of(groups[number].prompt, prefix),
-            tuple(sharing),
-            np.logical_or.reduce([need.signal.kl_mask[: len(prefix)] for need in sharing]),
-        )
+        _first_attempt(row_of(groups[number].prompt, np.frombuffer(prefix, dtype=np.int32)), tuple(sharing))
         for (number, prefix), sharing in users.items()
     ]
+
+
+def _first_attempt(row: Row, users: tuple[NeededRow, ...]) -> _FirstAttempt:
+    held = np.logical_or.reduce([need.signal.kl_mask[: row.response_length] for need in users])
+    return _FirstAttempt(row, users, held)
 
 
 def _reference_log_probs(policy: Policy, firsts: Sequence[_FirstAttempt], temperature: float) -> dict[Place, np.ndarray]:
