@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from octopus_mcore.policy.packing import PlanBalance, RowLoad, plan_balance, plan_micro_batches
 from octopus_mcore.policy.pieces import cut
+from octopus_mcore.policy.relief import relieve
 from octopus_mcore.policy.row_costs import RowCosts
 from octopus_mcore.runtime.seeds import numpy_generator
 
@@ -226,6 +227,14 @@ def test_a_system_message_does_not_chain_prompts():
     loads = [load(size, 3 if number else 0) for number, size in enumerate(sizes)]
     plan = plan_micro_batches(loads, 1000, 1)
     assert len(plan[0]) == 3 and plan_balance(plan, loads).tokens == 3000 - 3 * 3
+
+
+def test_relief_keeps_to_the_budget():
+    """The light rank's micro-batch holds one long row of little work: there is room for a row of ten tokens, or there is not."""
+    costs = RowCosts([*[RowLoad.alone(10, 100)] * 3, RowLoad.alone(25, 10)])
+    plan = [[[0, 1, 2]], [[3]]]
+    assert relieve(plan, costs, 34) == plan
+    assert relieve(plan, costs, 35) == [[[1, 2]], [[0, 3]]]
 
 
 def test_work_decides_and_not_tokens():
