@@ -230,7 +230,7 @@ def test_a_system_message_does_not_chain_prompts():
 
 
 def test_relief_keeps_to_the_budget():
-    """The light rank's micro-batch holds one long row of little work: there is room for a row of ten tokens, or there is not."""
+    """The light rank's micro-batch holds one long row of little work: a row of ten tokens fits beside it, or does not."""
     costs = RowCosts([*[RowLoad.alone(10, 100)] * 3, RowLoad.alone(25, 10)])
     plan = [[[0, 1, 2]], [[3]]]
     assert relieve(plan, costs, 34) == plan
