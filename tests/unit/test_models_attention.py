@@ -353,7 +353,7 @@ def test_nothing_of_a_long_tree_is_gathered_or_masked_to_be_merged():
 
 @settings(deadline=None, max_examples=100)
 @given(st.one_of(FORESTS, LONGER), st.integers(1, 3))
-@example([Tree(60, (Tree(130, (Tree(10),)), Tree(10)))], 1)  # a small cell before a large one under it
+@example([Tree(60, (Tree(130, (Tree(5), Tree(5))), Tree(10)))], 1)  # a small cell before a large one under it
 def test_no_batch_has_a_query_twice_and_fresh_ones_are_new(trees, size):
     """What a batch finds is put to its tokens at once: one of two outcomes would be lost."""
     length = sum(map(len, trees))
