@@ -5,13 +5,13 @@ mask over the tree; FlexAttention with a block mask of the same rule as the comp
     python benchmarks/tree_attention.py --device cuda --dtype bfloat16 --heads 16 --key-value-heads 8 --head-dim 128
 
 A group is a prompt, first attempts behind it and corrections behind these; as rows it is a full row for each correction. Two
-sizes stand in the table: the paper's lengths, and those of the miniature task, many groups in one micro-batch. Runs are paired:
-every repetition times all sides, and a ratio is the median of the paired ratios to the packed rows. Peak memory is taken in a
+sizes stand in the table: the paper's lengths, and those of the miniature task, many groups in one micro-batch. Runs are
+paired: every repetition times all sides, and a ratio is the median of the paired ratios to the packed rows. Peak memory is taken in a
 run of its own, beyond the inputs, mask and gradients of the inputs included. Pairs are those that are needed, and how many times
 as many a side computes; the CPU's kernel computes square blocks, which is not counted.
 
-Torch has no backward pass of FlexAttention on a CPU (2.13 raises NotImplementedError), so it is timed there without gradients,
-and its ratio is to the tree's forward pass.
+FlexAttention is compiled and joins with --flex. Torch has no backward pass of it on a CPU (2.13 raises NotImplementedError), so
+there it is timed without gradients, and its ratio is to the tree's forward pass.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def make_sides(shape: Shape, options: argparse.Namespace) -> list[Side]:
     tree, rows = torch.from_numpy(shape.tree()), torch.from_numpy(shape.rows())
     own, learns = inputs(len(tree), options), options.device != "cpu"
     sides = [Side("rows", by_nodes, rows, inputs(len(rows), options)), Side("tree", by_nodes, tree, own)]
-    sides += [] if "dense" in options.without else [Side("dense", dense, tree, own)]
-    if "flex" not in options.without:
+    sides += [Side("dense", dense, tree, own)] if options.dense else []
+    if options.flex:
         fixed = inputs(len(tree), options, learns)
         sides += [] if learns else [Side("tree, forward", by_nodes, tree, fixed, learns)]
         sides.append(Side("flex" if learns else "flex, forward", flex, tree, fixed, learns))
@@ -199,7 +199,8 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--paper", type=int, nargs=4, default=(1, 800, 700, 500), help="groups, prompt, first, correction")
     parser.add_argument("--miniature", type=int, nargs=4, default=(32, 20, 17, 17), help="the same of the miniature")
-    parser.add_argument("--without", nargs="*", default=(), choices=("dense", "flex"), help="sides left out")
+    parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True, help="the dense mask over the tree")
+    parser.add_argument("--flex", action="store_true", help="FlexAttention over the tree")
     parser.add_argument("--repetitions", type=int, default=2)
     options = parser.parse_args()
     print(f"{'size':>10} {'side':>14} {'tokens':>7} {'M pairs':>9} {'× comp.':>7} {'ms':>10} {'÷ base':>7} {'MiB':>9}")

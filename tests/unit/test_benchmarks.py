@@ -169,3 +169,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_tree_attention_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Tree and dense mask are found equal; a tree needs fewer pairs than rows, a dense mask computes many more."""
+    sizes = "--paper 1 40 35 25 --miniature 2 5 4 4 --heads 2 --key-value-heads 1 --head-dim 8 --repetitions 1"
+    monkeypatch.setattr(sys, "argv", ["tree_attention.py", *sizes.split()])
+    runpy.run_path(str(BENCHMARKS / "tree_attention.py"), run_name="__main__")
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:3] for line in table[:3]] == [["paper", "rows", "1600"], ["paper", "tree", "720"], ["paper", "dense", "720"]]
+    rows, tree, dense = (float(line[3]) for line in table[:3])
+    assert rows > tree == dense and float(table[2][4]) > 9
