@@ -6,9 +6,9 @@ mask over the tree; FlexAttention with a block mask of the same rule as the comp
 
 A group is a prompt, first attempts behind it and corrections behind these; as rows it is a full row for each correction. Two
 sizes stand in the table: the paper's lengths, and those of the miniature task, many groups in one micro-batch. Runs are
-paired: every repetition times all sides, and a ratio is the median of the paired ratios to the packed rows. Peak memory is taken in a
-run of its own, beyond the inputs, mask and gradients of the inputs included. Pairs are those that are needed, and how many times
-as many a side computes; the CPU's kernel computes square blocks, which is not counted.
+paired: every repetition times all sides, and a ratio is the median of the paired ratios to the packed rows. Peak memory is
+taken in a run of its own, beyond the inputs, mask and gradients of the inputs included. Pairs are those that are needed, and
+how many times as many a side computes; the CPU's kernel computes square blocks, which is not counted.
 
 FlexAttention is compiled and joins with --flex. Torch has no backward pass of it on a CPU (2.13 raises NotImplementedError), so
 there it is timed without gradients, and its ratio is to the tree's forward pass.
