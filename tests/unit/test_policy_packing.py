@@ -95,6 +95,15 @@ def test_every_row_once_within_budget_and_equal_counts(rows, extra, ranks, multi
 
 
 @settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 50)), min_size=1, max_size=25), st.integers(20, 60), st.integers(1, 3)
+)
+def test_the_budget_holds_where_work_says_nothing_of_tokens(rows, max_tokens, ranks):
+    plan = plan_micro_batches([RowLoad.alone(*row) for row in rows], max_tokens, ranks)
+    assert all(sum(rows[row][0] for row in micro_batch) <= max_tokens for micro_batch in all_of(plan))
+
+
+@settings(deadline=None, max_examples=100)
 @given(texts(), st.data())
 def test_costs_are_those_of_a_prefix_tree(rows, data):
     """Of any rows, neighbours or not, against their trie."""
