@@ -53,9 +53,10 @@ class Places:
         return torch.arange(self.start, self.start + self.count * self.length) if self.index is None else self.index
 
     def put(self, tokens: torch.Tensor, rows: torch.Tensor, *, add: bool) -> None:
-        """Writes or adds `rows` [count · length, ...] to these rows of `tokens`; where a row comes twice, both are added."""
+        """Writes or adds `rows` [count · length, ...] to these rows of `tokens`, in its dtype; where a row comes twice, both
+        are added."""
         if self.index is not None:
-            (tokens.index_add_ if add else tokens.index_copy_)(0, self.index, rows)
+            (tokens.index_add_ if add else tokens.index_copy_)(0, self.index, rows.to(tokens.dtype))
             return
         own = tokens[self.start : self.start + len(rows)]
         (own.add_ if add else own.copy_)(rows)

@@ -158,6 +158,20 @@ def test_kernels_of_bfloat16_align_queries_to_the_last_keys(kernel, device):
 
 
 @kernels
+@settings(deadline=None, max_examples=30)
+@given(st.one_of(FORESTS, LONGER), HEADS)
+def test_any_forest_in_bfloat16_errs_by_its_rounding_alone(kernel, trees, heads):
+    """Also where gradients of a batch with padding are brought to their places."""
+    ends = subtree_end(trees)
+    rounded = [tensor.detach().to(torch.bfloat16) for tensor in tokens(len(ends), heads)]
+    exact = outcome(lambda q, k, v: dense(q, k, v, ends), [tensor.double().requires_grad_() for tensor in rounded])
+    inputs = [tensor.requires_grad_() for tensor in rounded]
+    found = outcome(lambda q, k, v: kernel(q, k, v, torch.from_numpy(ends), SCALE).double(), inputs)
+    for ours, expected in zip(found, exact, strict=True):
+        assert (ours.double() - expected).abs().max() <= 0.05 * expected.abs().max() + 1e-2
+
+
+@kernels
 def test_the_megatron_module_uses_the_rule_and_the_usual_scale(kernel):
     ends = subtree_end([Tree(3, (Tree(2), Tree(4))), Tree(5)])
     query, key, value = tokens(len(ends), (4, 2), size=8)
