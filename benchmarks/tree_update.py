@@ -6,10 +6,10 @@
 
 By default with the paper's lengths: a prompt of 800 tokens with one image, first attempts of 700, corrections of 500; 8 natives
 and 8 synthesised rollouts for Octopus, 16 natives for GSPO. All response tokens are trained. Every repetition times all sides
-one after the other, in alternating order, on the same weights; the table shows medians, and medians of the *paired* ratios to
-packed rows. Peak memory is taken in an update of its own, beyond weights, gradients and optimizer: on CUDA the allocator's
-peak, on a CPU the most bytes that storages made by operations held at one time. A side's micro-batches hold as many tokens as
-the largest side needs.
+one after the other, in alternating order, on the same weights and with the same token budget of a micro-batch; the table shows
+medians, and medians of the *paired* ratios to packed rows. Peak memory is taken in an update of its own, with the whole group
+in one micro-batch, beyond weights, gradients and optimizer: on CUDA the allocator's peak, on a CPU the most bytes that storages
+made by operations held at one time.
 
 The whole step is measured (update; in stage I the reference's log-probs of first attempts besides) except for generation, whose
 cost is stated: the paper's Table 2 gives 688.9 s of 1322.8 s for 16 responses and 344.7 s for 8 (arXiv 2602.08503). In units of
@@ -58,12 +58,13 @@ LOSS = LossConfig(kind="gspo_token")
 
 @dataclass(frozen=True)
 class Side:
-    """One way to compute one method's group."""
+    """One way to compute one method's group; `whole` has room for all of it in one micro-batch."""
 
     method: str
     form: str
     work: Workload
     policy: Policy
+    whole: Policy
 
     @property
     def name(self) -> str:
@@ -135,60 +136,64 @@ def seconds(world: World, call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def update(side: Side) -> UpdateReport:
-    return side.policy.update(side.work.rows, side.work.objective, temperature=1.0, learning_rate=0.0)
+def update(work: Workload, policy: Policy) -> UpdateReport:
+    return policy.update(work.rows, work.objective, temperature=1.0, learning_rate=0.0)
+
+
+def reference(work: Workload, policy: Policy, first: int) -> None:
+    """What the reference does in stage I: log-probs of each distinct first attempt."""
+    ends = {row.token_ids[: row.prompt_length + first].tobytes(): row for row in work.rows}
+    rows = [replace(row, token_ids=row.token_ids[: row.prompt_length + first]) for row in ends.values()]
+    policy.log_probs(rows, [np.ones(row.response_length, dtype=bool) for row in rows], temperature=1.0)
 
 
 def peak_bytes(world: World, side: Side) -> int:
+    update(side.work, side.whole)
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        update(side)
+        update(side.work, side.whole)
         return torch.cuda.max_memory_allocated() - before
     with LiveBytes() as live:
-        update(side)
+        update(side.work, side.whole)
     return live.peak
 
 
-def measure_reference(side: Side, first: int) -> None:
-    """What the reference does in stage I: log-probs of first attempts."""
-    rows = [replace(row, token_ids=row.token_ids[: row.prompt_length + first]) for row in side.work.rows]
-    side.policy.log_probs(rows, [np.ones(row.response_length, dtype=bool) for row in rows], temperature=1.0)
+def measured(world: World, sides: list[Side], options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every repetition, by side and part."""
+    parts: dict[str, dict[str, Callable[[], object]]] = {}
+    for side in sides:
+        parts[side.name] = {"update": partial(update, side.work, side.policy)}
+        if side.method == "Octopus":
+            parts[side.name]["reference"] = partial(reference, side.work, side.policy, options.first)
+    times = {name: {part: [] for part in calls} for name, calls in parts.items()}
+    for repetition in range(options.repetitions):
+        for name in parts if repetition % 2 == 0 else reversed(parts):
+            for part, call in parts[name].items():
+                times[name][part].append(seconds(world, call))
+    return times
 
 
 def table(world: World, sides: list[Side], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Prints one line a side; returns, for each, the median ratio of its times to those of Octopus' packed rows."""
-    reports = {side.name: update(side) for side in sides}  # warms up as well
-    parts: dict[str, Callable[[Side], object]] = {
-        "update": update,
-        "reference": lambda side: measure_reference(side, options.first),
-    }
-    times: dict[tuple[str, str], list[float]] = {(side.name, part): [] for side in sides for part in parts}
-    for repetition in range(options.repetitions):
-        for side in sides if repetition % 2 == 0 else sides[::-1]:
-            for part, call in parts.items():
-                times[side.name, part].append(seconds(world, partial(call, side)))
+    """Prints one line a side; returns, for each, the median ratios of its times to that of an update of Octopus' packed
+    rows."""
+    reports = {side.name: update(side.work, side.policy) for side in sides}  # warms up as well
+    times = measured(world, sides, options)
     memory = {side.name: peak_bytes(world, side) for side in sides}
     base = "Octopus, packed rows"
-    print(
-        f"{'':<24} {'tokens':>8} {'÷':>6} {'TFLOP':>8} {'÷':>6} {'update s':>9} {'÷':>6} {'best ÷':>7} {'peak MiB':>9} {'÷':>6}"
-    )
-    for side in sides:
-        own, theirs = reports[side.name], reports[base]
-        ratios = [a / b for a, b in zip(times[side.name, "update"], times[base, "update"], strict=True)]
+
+    def ratio(name: str, part: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name][part], times[base]["update"], strict=True))
+
+    print(f"{'':<24} {'tokens':>8} {'÷':>6} {'TFLOP':>8} {'÷':>6} {'update s':>9} {'÷':>6} {'peak MiB':>9} {'÷':>6}")
+    for name, report in reports.items():
+        whole = reports[base]
         print(
-            f"{side.name:<24} {own.tokens:>8} {own.tokens / theirs.tokens:>6.2f} {own.flops.model / 1e12:>8.3f} "
-            f"{own.flops.model / theirs.flops.model:>6.2f} {statistics.median(times[side.name, 'update']):>9.2f} "
-            f"{statistics.median(ratios):>6.2f} {min(ratios):>7.2f} {memory[side.name] / 2**20:>9.0f} "
-            f"{memory[side.name] / memory[base]:>6.2f}"
+            f"{name:<24} {report.tokens:>8} {report.tokens / whole.tokens:>6.2f} {report.flops.model / 1e12:>8.3f} "
+            f"{report.flops.model / whole.flops.model:>6.2f} {statistics.median(times[name]['update']):>9.2f} "
+            f"{ratio(name, 'update'):>6.2f} {memory[name] / 2**20:>9.0f} {memory[name] / memory[base]:>6.2f}"
         )
-    return {
-        side.name: {
-            part: statistics.median(a / b for a, b in zip(times[side.name, part], times[base, "update"], strict=True))
-            for part in parts
-        }
-        for side in sides
-    }
+    return {name: {part: ratio(name, part) for part in parts} for name, parts in times.items()}
 
 
 def whole_steps(ratios: dict[str, dict[str, float]]) -> None:
@@ -198,7 +203,7 @@ def whole_steps(ratios: dict[str, dict[str, float]]) -> None:
     whole = generation[16] + unit
     print(f"\n{'whole step':<34} {'generation':>11} {'reference':>10} {'update':>8} {'÷ GSPO packed':>14} {'÷ GSPO tree':>12}")
     tree = generation[16] + ratios["GSPO, tree"]["update"]
-    for name, responses, reference in (
+    for name, responses, stage_one in (
         ("GSPO, packed rows", 16, False),
         ("GSPO, tree", 16, False),
         ("Octopus, packed rows", 8, False),
@@ -207,8 +212,8 @@ def whole_steps(ratios: dict[str, dict[str, float]]) -> None:
         ("Octopus, tree", 8, True),
     ):
         side = ratios[name]
-        parts = (generation[responses], side["reference"] if reference else 0.0, side["update"])
-        label = name + (", stage I" if reference else ", stage II" if name.startswith("Octopus") else "")
+        parts = (generation[responses], side["reference"] if stage_one else 0.0, side["update"])
+        label = name + (", stage I" if stage_one else ", stage II" if name.startswith("Octopus") else "")
         print(
             f"{label:<34} {parts[0] / whole:>11.3f} {parts[1] / whole:>10.3f} {parts[2] / whole:>8.3f} "
             f"{sum(parts) / whole:>14.3f} {sum(parts) / tree:>12.3f}"
@@ -225,6 +230,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=700)
     parser.add_argument("--correction", type=int, default=500)
     parser.add_argument("--spread", type=float, default=0.0, help="cut rows at random, by at most this share of the response")
+    parser.add_argument("--max-tokens", type=int, default=16384, help="tokens of a micro-batch")
     parser.add_argument("--side", type=int, default=16, help="visual tokens along a side of a prompt's image; 0: none")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--recompute", choices=["none", "selective", "full"], default="none")
@@ -240,21 +246,27 @@ def main() -> None:
     settings = StepSettings(str(random_checkpoint(options.shape, options.folder / options.shape)))
     octopus, gspo = groups_of(options, settings)
     images = octopus.images | gspo.images
-    budget = sum(len(row) for row in padded(octopus).rows)
-    world_settings = RuntimeConfig(threads=options.threads)
-    with join_world(Config.model_fields["parallel"].default_factory(), world_settings) as world:
-        rows, trees = (policy_of(options, world, share, budget, images) for share in (False, True))
+    whole = sum(len(row) for row in padded(octopus).rows)
+    with join_world(Config.model_fields["parallel"].default_factory(), RuntimeConfig(threads=options.threads)) as world:
+        policies = {
+            (share, budget): policy_of(options, world, share, budget, images)
+            for share in (False, True)
+            for budget in (options.max_tokens, whole)
+        }
         print(
             f"{device_model(world.device)}, {options.threads} threads; shape {options.shape}, {options.dtype}; "
             f"{options.groups} group(s) of {options.prompt} + {options.first} + {options.correction} tokens, {options.n} → "
             f"{2 * options.n}, spread {options.spread}; medians of {options.repetitions}; ÷ is over Octopus' packed rows"
         )
         sides = [
-            Side("Octopus", "packed rows", octopus, rows),
-            Side("Octopus", "padded rows", padded(octopus), rows),
-            Side("Octopus", "tree", octopus, trees),
-            Side("GSPO", "packed rows", gspo, rows),
-            Side("GSPO", "tree", gspo, trees),
+            Side(method, form, work, policies[form == "tree", options.max_tokens], policies[form == "tree", whole])
+            for method, form, work in (
+                ("Octopus", "packed rows", octopus),
+                ("Octopus", "padded rows", padded(octopus)),
+                ("Octopus", "tree", octopus),
+                ("GSPO", "packed rows", gspo),
+                ("GSPO", "tree", gspo),
+            )
         ]
         whole_steps(table(world, sides, options))
 
