@@ -124,20 +124,29 @@ def policy_of(options: argparse.Namespace, world: World, share: bool, max_tokens
     return policy
 
 
-def seconds(world: World, call: Callable[[], object]) -> float:
+def seconds(world: World, call: Callable[[], object]) -> tuple[float, object]:
+    """How long the call took, and what it returned."""
+
     def wait() -> None:
         if world.device.type == "cuda":
             torch.cuda.synchronize()
 
     wait()
     start = time.perf_counter()
-    call()
+    result = call()
     wait()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
 def update(work: Workload, policy: Policy) -> UpdateReport:
     return policy.update(work.rows, work.objective, temperature=1.0, learning_rate=0.0)
+
+
+def warm_up(side: Side, policy: Policy) -> None:
+    """An update of one row: the optimizer then has its state."""
+    update(
+        replace(side.work, rows=side.work.rows[:1], objective=PolicyObjective(LOSS, side.work.objective.signals[:1])), policy
+    )
 
 
 def reference(work: Workload, policy: Policy, first: int) -> None:
@@ -148,7 +157,7 @@ def reference(work: Workload, policy: Policy, first: int) -> None:
 
 
 def peak_bytes(world: World, side: Side) -> int:
-    update(side.work, side.whole)
+    warm_up(side, side.whole)
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -159,10 +168,14 @@ def peak_bytes(world: World, side: Side) -> int:
     return live.peak
 
 
-def measured(world: World, sides: list[Side], options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every repetition, by side and part."""
+def measured(
+    world: World, sides: list[Side], options: argparse.Namespace
+) -> tuple[dict[str, UpdateReport], dict[str, dict[str, list[float]]]]:
+    """The last report of every side, and the seconds of every repetition by side and part."""
+    reports: dict[str, UpdateReport] = {}
     parts: dict[str, dict[str, Callable[[], object]]] = {}
     for side in sides:
+        warm_up(side, side.policy)
         parts[side.name] = {"update": partial(update, side.work, side.policy)}
         if side.method == "Octopus":
             parts[side.name]["reference"] = partial(reference, side.work, side.policy, options.first)
@@ -170,15 +183,17 @@ def measured(world: World, sides: list[Side], options: argparse.Namespace) -> di
     for repetition in range(options.repetitions):
         for name in parts if repetition % 2 == 0 else reversed(parts):
             for part, call in parts[name].items():
-                times[name][part].append(seconds(world, call))
-    return times
+                taken, result = seconds(world, call)
+                times[name][part].append(taken)
+                if part == "update":
+                    reports[name] = result
+    return {side.name: reports[side.name] for side in sides}, times
 
 
 def table(world: World, sides: list[Side], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Prints one line a side; returns, for each, the median ratios of its times to that of an update of Octopus' packed
     rows."""
-    reports = {side.name: update(side.work, side.policy) for side in sides}  # warms up as well
-    times = measured(world, sides, options)
+    reports, times = measured(world, sides, options)
     memory = {side.name: peak_bytes(world, side) for side in sides}
     base = "Octopus, packed rows"
 
