@@ -11,9 +11,10 @@ medians, and medians of the *paired* ratios to packed rows. Peak memory is taken
 in one micro-batch, beyond weights, gradients and optimizer: on CUDA the allocator's peak, on a CPU the most bytes that storages
 made by operations held at one time.
 
-The whole step is measured (update; in stage I the reference's log-probs of first attempts besides) except for generation, whose
-cost is stated: the paper's Table 2 gives 688.9 s of 1322.8 s for 16 responses and 344.7 s for 8 (arXiv 2602.08503). In units of
-what is not generation for GSPO in packed rows that is 1.087 and 0.544.
+The whole step of one update is measured (in stage I the reference's log-probs of first attempts besides; the update measures
+the old log-probs itself, on both sides) except for generation, whose cost is stated: the paper's Table 2 gives 688.9 s of
+1322.8 s for 16 responses and 344.7 s for 8 (arXiv 2602.08503). In units of what is not generation for GSPO in packed rows that
+is 1.087 and 0.544.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def merged_attention(
     scale: float,
     share: ContextShare = ALL_TOKENS,
 ) -> torch.Tensor:
-    """An `AttentionKernel` for the CPU."""
+    """An `AttentionKernel` for the CPU. Keys and values of another dtype (autocast) are brought to the queries'."""
+    key, value = key.to(query.dtype), value.to(query.dtype)
     return _Merged.apply(query, key, value, attention_plan(subtree_end, share, merged=True, device=query.device), scale)
 
 

@@ -129,7 +129,7 @@ def decoder_spec(
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=modules.first_linear,
-                    core_attention=ModuleSpec(NodeCoreAttention, params={"kernel": kernel}),
+                    core_attention=ModuleSpec(module=NodeCoreAttention, params={"kernel": kernel}),
                     linear_proj=modules.row,
                     q_layernorm=qk_norm,
                     k_layernorm=qk_norm,

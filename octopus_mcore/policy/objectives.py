@@ -86,7 +86,7 @@ class PolicyObjective:
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
         computed = count_denominators(row.signal.policy_mask for row in signals)
         self.denominators: Denominators = computed if denominators is None else denominators
-        self._trained_to_computed = self.denominators.trained_tokens / max(computed.trained_tokens, 1)
+        self._computed = computed.trained_tokens
 
     def __call__(
         self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
@@ -110,8 +110,6 @@ class PolicyObjective:
             entropy=entropy,
             weights=flat(self._weights(numbers, measured), torch.float32) if self._weighted else None,
         )
-        # No bound ever stops a token without advantage, so those that are not computed are known, and count in these shares.
-        stats |= {name: stats[name] * stats[name].new_tensor([1, self._trained_to_computed]) for name in _NEEDS_ADVANTAGE}
         loss = loss / self.denominators.policy(self.config)
         losses = {"policy_loss": loss}
         if self.config.kl_coefficient > 0:
@@ -127,6 +125,13 @@ class PolicyObjective:
             stats |= kl_stats
             loss = loss + kl
         return loss, _record({**losses, "loss": loss}, stats, batch, measured)
+
+    def over_all_rows(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Means of the mini-batch's statistics, over all trained tokens where those that are not computed are known: no bound
+        ever stops a token without advantage."""
+        trained = self.denominators.trained_tokens
+        known = {name: means.get(name, 0.0) * self._computed / trained for name in _NEEDS_ADVANTAGE} if trained else {}
+        return {**means, **known}
 
     def _weights(self, numbers: Sequence[int], measured: Mapping[int, np.ndarray]) -> list[np.ndarray]:
         """Per row, float32 [response]."""
@@ -151,6 +156,10 @@ class SupervisedObjective:
     def selections(self) -> list[np.ndarray]:
         """Per row the response tokens with a weight."""
         return [row != 0 for row in self._weights]
+
+    def over_all_rows(self, means: Mapping[str, float]) -> dict[str, float]:
+        """All rows are computed."""
+        return dict(means)
 
     def __call__(
         self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None

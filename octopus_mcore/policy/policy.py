@@ -25,12 +25,12 @@ from octopus_mcore.policy.objectives import PolicyObjective, SupervisedObjective
 from octopus_mcore.policy.offload import check_offload
 from octopus_mcore.policy.optimizer_state import distributed_parts
 from octopus_mcore.policy.packing import PlanBalance, plan_balance, plan_micro_batches
-from octopus_mcore.policy.prefixes import prefix_order, row_order
+from octopus_mcore.policy.prefixes import prefix_order
 from octopus_mcore.policy.residence import Part, Residence
 from octopus_mcore.policy.role import Role, apply_update, build_optimizer, build_role
 from octopus_mcore.policy.rows import Row
 from octopus_mcore.policy.step import HeadSettings, Pass, PlannedRows, TokenFunction, run_pass
-from octopus_mcore.policy.work import row_loads
+from octopus_mcore.policy.work import encoded_grids, row_loads
 from octopus_mcore.runtime.world import World
 
 
@@ -145,10 +145,11 @@ class Policy:
         done = sum((record.work for record in gathered), Work())
         compute = Compute.of(self._config.model)
         # One by one: it depends on a micro-batch's size what its head computes again.
-        counts = (model_flops(self.main.shape, self._config.parallel, record.work, compute) for record in gathered)
+        parts = [*(record.work for record in gathered), Work(grids=work.grids)]
+        counts = (model_flops(self.main.shape, self._config.parallel, part, compute) for part in parts)
         return UpdateReport(
             losses,
-            means(add_stats(*(record.stats for record in gathered))),
+            objective.over_all_rows(means(add_stats(*(record.stats for record in gathered)))),
             grad_norm,
             learning_rate,
             done.tokens,
@@ -174,8 +175,8 @@ class Policy:
         return records
 
     def _plan(self, rows: Sequence[Row], selections: Sequence[np.ndarray]) -> Pass:
-        order = prefix_order(rows) if self._config.batch.share_prefixes else row_order(rows)
-        loads = row_loads(order, rows, selections, self.main.shape.decoder, Compute.of(self._config.model).recompute)
+        order, share = prefix_order(rows), self._config.batch.share_prefixes
+        loads = row_loads(order, rows, selections, self.main.shape, Compute.of(self._config.model), share)
         plan = plan_micro_batches(
             loads,
             self._config.batch.max_tokens_per_micro_batch,
@@ -185,9 +186,11 @@ class Policy:
             # What the interleaved schedule runs at a time.
             rounds_of=self._world.pipeline_size if len(self.main.chunks) > 1 else 1,
         )
-        planned = [PlannedRows(*order.pick(places)) for places in plan[self._world.data_rank]]
+        picked = (order.pick(places) for places in plan[self._world.data_rank])
+        planned = [PlannedRows(numbers, shared if share else ()) for numbers, shared in picked]
         balance = plan_balance(plan, loads, self._config.token_multiple)
-        return Pass(rows, selections, planned, self._config.token_multiple, balance)
+        grids = encoded_grids([rows[order.rows[place]] for places in replica for place in places] for replica in plan)
+        return Pass(rows, selections, planned, self._config.token_multiple, balance, grids)
 
     def _gradient_buffers(self) -> Iterator[torch.Tensor]:
         for chunk in self.main.trained:

@@ -40,7 +40,8 @@ def prefix_order(rows: Sequence[Row], min_saved: int = MIN_SAVED_TOKENS) -> Pref
     tokens; a shorter one is repeated in each of them, because every node costs attention an operation of its own.
     """
     symbols = _symbols(rows)
-    keys = [(row + 2**31).astype(">u4").tobytes() for row in symbols]  # compares like the symbols, as fast as memory
+    # Big-endian without sign, bytes compare like the symbols, as fast as memory.
+    keys = [(row ^ np.int32(-(2**31))).astype(">i4").tobytes() for row in symbols]
     order = sorted(range(len(rows)), key=lambda number: (keys[number], number))
     common = [0] * len(rows)
     for place in range(1, len(rows)):
@@ -48,20 +49,16 @@ def prefix_order(rows: Sequence[Row], min_saved: int = MIN_SAVED_TOKENS) -> Pref
     return PrefixOrder(tuple(order), tuple(_worthwhile(common, min_saved)))
 
 
-def row_order(rows: Sequence[Row]) -> PrefixOrder:
-    """The rows as they are, nothing shared."""
-    return PrefixOrder(tuple(range(len(rows))), (0,) * len(rows))
-
-
 def _symbols(rows: Sequence[Row]) -> list[np.ndarray]:
-    """Token ids with every image placeholder replaced by a negative number of its image: rows are equal up to a place if and
-    only if tokens and images are."""
-    numbers: dict[str, int] = {}
+    """Token ids, int32, with every image placeholder replaced by a negative number of its image: rows are equal up to a place
+    if and only if tokens and images are."""
+    numbers: dict[tuple[str, tuple[int, int, int]], int] = {}
     symbols = []
     for row in rows:
-        tokens = row.token_ids.copy() if row.images else row.token_ids
+        tokens = row.token_ids.astype(np.int32)
         for image in row.images:
-            tokens[image.offset : image.offset + image.num_tokens] = -1 - numbers.setdefault(image.key, len(numbers))
+            number = numbers.setdefault((image.key, image.grid_thw), len(numbers))
+            tokens[image.offset : image.offset + image.num_tokens] = -1 - number
         symbols.append(tokens)
     return symbols
 

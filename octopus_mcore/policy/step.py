@@ -21,6 +21,7 @@ from megatron.core.utils import get_attr_wrapped_model
 
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.models.context import ContextShare, spread_values
+from octopus_mcore.models.costs.images import Grid
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.interleaved import interleaved_arguments
 from octopus_mcore.policy.packing import PlanBalance
@@ -56,13 +57,15 @@ class PlannedRows:
 @dataclass(frozen=True)
 class Pass:
     """A mini-batch: all rows of the step, which response tokens matter in each, this replica's micro-batches, what their
-    lengths are padded to a multiple of (`Config.token_multiple`), and how evenly all replicas' micro-batches are filled."""
+    lengths are padded to a multiple of (`Config.token_multiple`); and of all replicas how evenly micro-batches are filled, and
+    the grids of the images that they encode."""
 
     rows: Sequence[Row]
     selections: Sequence[np.ndarray]
     micro_batches: Sequence[PlannedRows]
     multiple_of: int
     balance: PlanBalance
+    grids: tuple[Grid, ...]
 
 
 def run_pass(
@@ -82,17 +85,20 @@ def run_pass(
     features = _features(role, work, images, world)
     # The schedules call it behind their last backward pass.
     role.megatron.finalize_model_grads_func = partial(_finalize, features)
-    with torch.set_grad_enabled(not forward_only):
-        return schedule(
-            forward_step_func=partial(_forward_step, role, head, function, features),
-            data_iterator=iterators if interleaved else iterators[0],
-            model=role.scheduled,
-            num_microbatches=len(work.micro_batches),
-            seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
-            micro_batch_size=1,
-            forward_only=forward_only,
-            **(interleaved_arguments(role.megatron) if interleaved else {}),
-        )
+    try:
+        with torch.set_grad_enabled(not forward_only):
+            return schedule(
+                forward_step_func=partial(_forward_step, role, head, function, features),
+                data_iterator=iterators if interleaved else iterators[0],
+                model=role.scheduled,
+                num_microbatches=len(work.micro_batches),
+                seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
+                micro_batch_size=1,
+                forward_only=forward_only,
+                **(interleaved_arguments(role.megatron) if interleaved else {}),
+            )
+    finally:
+        role.megatron.finalize_model_grads_func = None  # it holds features, after an error with their graphs
 
 
 def _batches(work: Pass, merge_size: int, world: World) -> Iterator[tuple[Sequence[int], MicroBatch]]:

@@ -35,14 +35,14 @@ class NeededRow:
 
 
 @dataclass(frozen=True)
-class Part:
+class UpdatePart:
     """One update's share of the groups: counts of all their rows, and the rows that are computed (there may be none)."""
 
     denominators: Denominators
     needed: tuple[NeededRow, ...]
 
 
-def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[Part]:
+def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[UpdatePart]:
     """The groups cut into `count` parts of (nearly) equal numbers of groups. A part that trains no token is left out; one whose
     tokens have no advantage is not, for an optimizer step also moves by its momentum."""
     bounds = [len(groups) * part // count for part in range(count + 1)]
@@ -50,7 +50,9 @@ def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[Part
     for start, end in zip(bounds, bounds[1:], strict=False):
         counts = count_denominators(rollout.signal.policy_mask for group in groups[start:end] for rollout in group.rollouts)
         if counts.trained_tokens:
-            parts.append(Part(counts, tuple(row for number in range(start, end) for row in _needed(number, groups, loss))))
+            parts.append(
+                UpdatePart(counts, tuple(row for number in range(start, end) for row in _needed(number, groups, loss)))
+            )
     return parts
 
 

@@ -27,7 +27,7 @@ from octopus_mcore.experience.types import Group, Rollout
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row, row_of
-from octopus_mcore.training.needed import NeededRow, Part, Place, parts_of
+from octopus_mcore.training.needed import NeededRow, Place, UpdatePart, parts_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLP
 
 
 def _mini_batch(
-    part: Part, old: Mapping[Place, np.ndarray], reference: Mapping[Place, np.ndarray], loss: LossConfig
+    part: UpdatePart, old: Mapping[Place, np.ndarray], reference: Mapping[Place, np.ndarray], loss: LossConfig
 ) -> MiniBatch:
     signals = [
         RowSignal(
@@ -141,7 +141,7 @@ class _FirstAttempt:
     held: np.ndarray
 
 
-def _first_attempts(groups: Sequence[Group], parts: Sequence[Part]) -> list[_FirstAttempt]:
+def _first_attempts(groups: Sequence[Group], parts: Sequence[UpdatePart]) -> list[_FirstAttempt]:
     """What the reference must see: KL tokens are first attempts, and one of these is in several rows of its group."""
     users: dict[tuple[int, bytes], list[NeededRow]] = {}
     for need in (need for part in parts for need in part.needed if need.signal.kl_mask.any()):
@@ -193,7 +193,7 @@ def _tokens(rows: Iterable[Row]) -> float:
     return float(sum(map(len, rows)))
 
 
-def _work_metrics(groups: Sequence[Group], parts: Sequence[Part]) -> dict[str, float]:
+def _work_metrics(groups: Sequence[Group], parts: Sequence[UpdatePart]) -> dict[str, float]:
     """What is computed of the step's rows in the updates (docs/method.md §6, «What is computed»)."""
     lengths = [len(group.prompt.token_ids) + len(rollout.token_ids) for group in groups for rollout in group.rollouts]
     needed = [need for part in parts for need in part.needed]

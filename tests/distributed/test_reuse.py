@@ -47,7 +47,7 @@ def test_a_step_is_what_it_is_with_everything_computed(
             assert ours == pytest.approx(theirs, abs=1e-6)
         assert found.norms == pytest.approx(expected.norms, rel=1e-5, abs=1e-9)
         for ours, theirs in zip(found.means, expected.means, strict=True):
-            for key in {"clip_low", "clip_high", "dual_clip", "kl"} & ours.keys():
+            for key in {"clip_low", "clip_high", "dual_clip", "kl"} & theirs.keys():
                 assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
         if found.gradients is not None:
             close(found.gradients, expected.gradients)

@@ -12,7 +12,7 @@ import torch
 from octopus_mcore.config.schema import LossConfig
 from tests.distributed.layout_checks import GRADIENT_LOSS, Layout
 from tests.distributed.pool import RankPool
-from tests.distributed.tree_checks import Group, train
+from tests.distributed.tree_checks import Case, train
 from tests.trees import tree_batch
 
 WHOLE, CUT = 10_000, 96
@@ -43,22 +43,23 @@ def assert_equal_rows(result: dict, rows: dict, case: str) -> None:
     assert result["losses"] == pytest.approx(rows["losses"], abs=1e-5), case
     assert result["means"] == pytest.approx(rows["means"], abs=1e-5), case
     assert result["grad_norm"] == pytest.approx(rows["grad_norm"], rel=1e-5), case
-    for name, expected in rows["gradients"].items() if result["gradients"] is not None else ():
-        scale = max(float(expected.abs().max()), 1e-3)
-        found = result["gradients"][name]
-        torch.testing.assert_close(
-            found / scale, expected / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{case}: {n}: {m}"
-        )
+    for kind in ("gradients", "weights"):  # where ranks share a gradient's sum, new weights stand for it
+        for name, expected in rows[kind].items() if result[kind] is not None else ():
+            scale = max(float(expected.abs().max()), 1e-3)
+            found = result[kind][name]
+            torch.testing.assert_close(
+                found / scale, expected / scale, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{case}: {n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_trees_equal_rows_on_one_rank(seed: int, loss: str, pool: RankPool, tied_checkpoint: Path) -> None:
     """Random groups with masks that differ from row to row, trees whole and cut."""
-    group = Group(seed, loss=LOSSES[loss])
-    rows = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=WHOLE), False, group)[0]
+    case = Case(seed, loss=LOSSES[loss])
+    rows = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=WHOLE), False, case)[0]
     for budget in (WHOLE, CUT):
-        tree = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=budget), True, group)[0]
+        tree = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=budget), True, case)[0]
         assert_equal_rows(tree, rows, f"budget {budget}")
         assert len(tree["packed"]) == 1 if budget == WHOLE else len(tree["packed"]) > 3
         assert sum(tree["packed"]) == tree["tokens"] < (0.75 if budget == WHOLE else 0.9) * rows["tokens"]
@@ -66,10 +67,10 @@ def test_trees_equal_rows_on_one_rank(seed: int, loss: str, pool: RankPool, tied
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_trees_equal_rows_in_every_layout(layout: Layout, pool: RankPool, untied_checkpoint: Path) -> None:
-    group = Group(2, (1, 0, 2), GRADIENT_LOSS)
-    rows = pool.run(1, train, str(untied_checkpoint), Layout(max_tokens=WHOLE), False, group)[0]
+    case = Case(2, (1, 0, 2), GRADIENT_LOSS)
+    rows = pool.run(1, train, str(untied_checkpoint), Layout(max_tokens=WHOLE), False, case)[0]
     for budget in (WHOLE, CUT):
-        results = pool.run(layout.ranks, train, str(untied_checkpoint), replace(layout, max_tokens=budget), True, group)
+        results = pool.run(layout.ranks, train, str(untied_checkpoint), replace(layout, max_tokens=budget), True, case)
         for rank, result in enumerate(results):
             assert_equal_rows(result, rows, f"rank {rank}, budget {budget}")
 
@@ -77,12 +78,12 @@ def test_trees_equal_rows_in_every_layout(layout: Layout, pool: RankPool, untied
 @pytest.mark.parametrize("freeze", [False, True], ids=["trained", "frozen"])
 def test_the_tower_sees_a_distinct_image_once_an_update(freeze: bool, pool: RankPool, tied_checkpoint: Path) -> None:
     """Also where a group is cut and two prompts show the same image; with the same gradients of the tower."""
-    group = Group(3, (2, 1), GRADIENT_LOSS, freeze)
+    case = Case(3, (2, 1), GRADIENT_LOSS, freeze)
     distinct = {image.key for row in tree_batch(3, (2, 1)).rows for image in row.images}
     assert len(distinct) == 2  # of three in the prompts
-    rows = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=WHOLE), False, group)[0]
-    cut = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=CUT), True, group)[0]
+    rows = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=WHOLE), False, case)[0]
+    cut = pool.run(1, train, str(tied_checkpoint), Layout(max_tokens=CUT), True, case)[0]
     assert len(cut["packed"]) > 2 and sum(cut["images"]) == len(distinct)
     assert_equal_rows(cut, rows, "cut")
-    tensor = pool.run(2, train, str(tied_checkpoint), Layout(tensor=2, max_tokens=CUT), True, group)
+    tensor = pool.run(2, train, str(tied_checkpoint), Layout(tensor=2, max_tokens=CUT), True, case)
     assert sum(sum(result["images"]) for result in tensor) == len(distinct)

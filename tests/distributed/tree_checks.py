@@ -19,11 +19,9 @@ from tests.distributed.layout_checks import TEMPERATURE, Layout, config_for, pol
 from tests.tiny import BANNED, TinyBatch
 from tests.trees import tree_batch
 
-NLL = "nll"
-
 
 @dataclass(frozen=True)
-class Group:
+class Case:
     """A random batch of groups, by the arguments of `tree_batch`, and the loss that it is trained on; None is the
     likelihood."""
 
@@ -33,18 +31,18 @@ class Group:
     freeze_vision: bool = False
 
 
-def train(checkpoint: str, layout: Layout, share: bool, group: Group) -> dict:
-    """Log-probs before, and one real update: its report, gradients under HF names, how many tokens passed through the model and
-    how often the tower saw each image."""
-    batch = tree_batch(group.seed, group.image_counts)
-    config = config_for(checkpoint, layout, freeze_vision=group.freeze_vision)
+def train(checkpoint: str, layout: Layout, share: bool, case: Case) -> dict:
+    """Log-probs before, and one real update: its report, gradients and new weights under HF names, how many tokens passed
+    through the model and how often the tower saw each image."""
+    batch = tree_batch(case.seed, case.image_counts)
+    config = config_for(checkpoint, layout, freeze_vision=case.freeze_vision)
     config = config.model_copy(update={"batch": config.batch.model_copy(update={"share_prefixes": share})})
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, batch.images, BANNED)
         policy.begin_phase(config.optimizer, with_reference=False)
         log_probs = policy.log_probs(batch.rows, batch.selections, TEMPERATURE)
         with _counting() as seen:
-            report = policy.update(batch.rows, _objective(batch, group.loss), TEMPERATURE, learning_rate=0.1)
+            report = policy.update(batch.rows, _objective(batch, case.loss), TEMPERATURE, learning_rate=0.1)
         return {
             "log_probs": log_probs,
             "losses": dict(report.losses),
@@ -52,6 +50,7 @@ def train(checkpoint: str, layout: Layout, share: bool, group: Group) -> dict:
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
             "gradients": streamed_gradients(policy, world) if layout.data * layout.context == 1 else None,
+            "weights": {item.name: item.tensor.clone() for bucket in policy.weight_stream("all") for item in bucket},
             "packed": seen.tokens,
             "images": seen.images,
         }

@@ -14,7 +14,7 @@ from octopus_mcore.experience.types import ImageRef
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.models.nodes import tree_nodes
 from octopus_mcore.models.positions import mrope_positions
-from octopus_mcore.policy.prefixes import PrefixOrder, prefix_order, row_order
+from octopus_mcore.policy.prefixes import PrefixOrder, prefix_order
 from octopus_mcore.policy.rows import Row, pack_rows
 from tests.tiny import IMAGE_PAD, TinyBatch
 from tests.trees import tree_batch
@@ -105,6 +105,8 @@ def test_equal_placeholders_of_different_images_are_different():
     )
     assert prefix_order([first, same], 1).shared == (0, 5)
     assert prefix_order([first, other], 1).shared == (0, 1)
+    turned = replace(first, images=(ImageRef("x", 1, (1, 4, 2), 2),))
+    assert prefix_order([first, turned], 1).shared == (0, 1)
     text = replace(first, images=())
     assert prefix_order([first, text], 1).shared == (0, 1)
 
@@ -119,7 +121,6 @@ def test_rows_that_were_left_out_between_two_leave_the_least_that_all_share():
     assert order.pick([0, 1, 3]) == ((3, 1, 2), (0, 7, 4))
     assert order.pick([2, 3]) == ((0, 2), (0, 6))
     assert order.pick([]) == ((), ())
-    assert row_order(text_rows([8, 9], [8, 9])) == PrefixOrder((0, 1), (0, 0))
     assert prefix_order([]) == PrefixOrder((), ())
 
 

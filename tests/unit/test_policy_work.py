@@ -8,17 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops
-from octopus_mcore.models.family import DecoderShape
+from octopus_mcore.models.costs.flops import Flops, Work, head_flops, layers_flops, tower_flops
+from octopus_mcore.models.costs.layout import Compute
+from octopus_mcore.models.families import family_of
+from octopus_mcore.models.family import DecoderShape, ModelShape
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.packing import PlanBalance
 from octopus_mcore.policy.policy import UpdateReport
-from octopus_mcore.policy.prefixes import prefix_order, row_order
+from octopus_mcore.policy.prefixes import prefix_order
 from octopus_mcore.policy.row_costs import RowCosts
 from octopus_mcore.policy.rows import pack_rows
-from octopus_mcore.policy.work import micro_batch_work, row_loads
+from octopus_mcore.policy.work import encoded_grids, micro_batch_work, row_loads
 from octopus_mcore.training.performance import performance_metrics
-from tests.tiny import tiny_batch
+from tests.tiny import tiny_batch, tiny_config
 from tests.trees import tree_batch
 
 SHAPE = DecoderShape(
@@ -56,7 +58,8 @@ def test_packed_rows(images: list[int], multiple: int, seed: int) -> None:
     assert work.padding == len(batch) - sum(lengths) and work.pairs == allowed(batch, sum(lengths))
     expected = Work.of_rows(lengths, sum(int(chosen.sum()) for chosen in tiny.selections), distinct.values())
     assert (work.tokens, work.pairs, work.selected) == (expected.tokens, expected.pairs, expected.selected)
-    assert sorted(work.grids) == sorted(expected.grids)
+    assert sorted(encoded_grids([tiny.rows])) == sorted(expected.grids) and not work.grids
+    assert sorted(encoded_grids([tiny.rows, tiny.rows[:1]])) == sorted([*expected.grids, *encoded_grids([tiny.rows[:1]])])
 
 
 def test_a_tree_attends_to_its_paths_only() -> None:
@@ -127,12 +130,18 @@ def test_loads_of_rows_add_up_to_the_work_of_their_micro_batch(seed, recompute, 
     """Of all rows, and of any of them, as a tree or as rows; every response token is selected."""
     tiny = tree_batch(seed)
     selections = [np.ones_like(chosen) for chosen in tiny.selections]
-    order = prefix_order(tiny.rows, min_saved=1) if share else row_order(tiny.rows)
-    costs = RowCosts(row_loads(order, tiny.rows, selections, SHAPE, recompute))
+    order = prefix_order(tiny.rows, min_saved=1)
+    config = tiny_config(tied=True)
+    model = ModelShape(config, SHAPE, family_of(config).shape(config).vision)
+    costs = RowCosts(row_loads(order, tiny.rows, selections, model, Compute(recompute=recompute), share))
     for count in (len(tiny.rows), random.randint(1, len(tiny.rows))):
         places = sorted(random.sample(range(len(tiny.rows)), count))
         numbers, shared = order.pick(places)
-        batch = pack_rows([tiny.rows[number] for number in numbers], [selections[number] for number in numbers], 2, 1, shared)
-        work = micro_batch_work(batch)
+        rows, chosen = [tiny.rows[number] for number in numbers], [selections[number] for number in numbers]
+        work = micro_batch_work(pack_rows(rows, chosen, 2, 1, shared if share else None))
         flops = layers_flops(SHAPE, SHAPE.layers, work, recompute) + head_flops(SHAPE, work.selected, SHAPE.vocab_size)
-        assert costs.of(places) == (work.tokens, flops.hardware)
+        tokens, operations = costs.of(places)
+        # A picture that two prompts show counts in each of them: their rows are no neighbours.
+        prompts = {tuple(row.token_ids[: row.prompt_length]): row for row in rows}.values()
+        flops += tower_flops(model.vision, [image.grid_thw for row in prompts for image in row.images])
+        assert (tokens, operations) == (work.tokens, flops.hardware)
