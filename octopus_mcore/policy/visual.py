@@ -24,9 +24,17 @@ class _Shared:
     leaf: torch.Tensor
     waiting: int
 
-    def arrived(self, _: torch.Tensor) -> None:
+    def __post_init__(self) -> None:
+        self._hook = self.leaf.register_post_accumulate_grad_hook(self._arrived)
+
+    def _arrived(self, _: torch.Tensor) -> None:
         """One micro-batch's gradient has been added to the leaf's."""
         self.waiting -= 1
+
+    def backward(self) -> None:
+        """Through the tower, with what is in the leaf."""
+        self._hook.remove()  # it would keep all of this alive in a circle
+        self.features.backward(self.leaf.grad.to(self.features.dtype))
 
 
 class PassFeatures:
@@ -85,9 +93,7 @@ class PassFeatures:
         features = self._tower(pixel_values(keys, grid_thw, self._lookup).to(self._device), grid_thw)
         if several and features.requires_grad:
             leaf = features.detach().to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
-            shared = _Shared(features, leaf, sum(not shown.isdisjoint(keys) for shown in self._shown))
-            leaf.register_post_accumulate_grad_hook(shared.arrived)
-            self._shared.append(shared)
+            self._shared.append(_Shared(features, leaf, sum(not shown.isdisjoint(keys) for shown in self._shown)))
             features = leaf
         sizes = (grid_thw.prod(dim=1) // self._tower.merge_unit).tolist()
         self._kept.update(zip(keys, features.split(sizes, dim=1), strict=True))
@@ -97,4 +103,4 @@ class PassFeatures:
         finished = [shared for shared in self._shared if ready(shared)]
         self._shared = [shared for shared in self._shared if shared not in finished]
         for shared in finished:
-            shared.features.backward(shared.leaf.grad.to(shared.features.dtype))
+            shared.backward()
