@@ -14,7 +14,15 @@ import httpx
 from octopus_mcore.experience.journal import read_groups
 from octopus_mcore.observe.metrics import read_records
 from octopus_mcore.observe.run_dir import RunDirectory
-from tests.integration.commands import DEADLINE_SECONDS, by_step, kill_group, smoke_tree, start_python, write_config
+from tests.integration.commands import (
+    DEADLINE_SECONDS,
+    by_step,
+    kill_group,
+    read_all_tokens,
+    smoke_tree,
+    start_python,
+    write_config,
+)
 
 STEPS, PROMPTS, SAMPLES = 3, 24, 8
 
@@ -24,6 +32,7 @@ def configuration(folder: Path, python: str) -> Path:
     tree = smoke_tree()
     tree["phases"] = {name: tree["phases"][name] for name in ("base", "stage1")}
     tree["phases"]["base"]["steps"], tree["phases"]["stage1"]["steps"] = 2, STEPS
+    read_all_tokens(tree)
     tree["eval"]["sets"]["validation"]["size"] = 8
     tree["rollout"] |= {"engine": "sglang", "sglang": {"python": python, "max_total_tokens": 16384}}
     tree["observe"] = {"rollouts_every": 1}

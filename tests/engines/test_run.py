@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from octopus_mcore.observe.metrics import read_records
 from octopus_mcore.observe.run_dir import RunDirectory
-from tests.integration.commands import by_step, is_finite, octopus, smoke_tree, succeeded, write_config
+from tests.integration.commands import by_step, is_finite, octopus, read_all_tokens, smoke_tree, succeeded, write_config
 
 
-def trained(folder: Path, python: str, steps: dict[str, int], *overrides: str) -> RunDirectory:
+def trained(
+    folder: Path, python: str, steps: dict[str, int], *overrides: str, change: Callable[[dict], None] = lambda tree: None
+) -> RunDirectory:
     """A finished run of the smoke configuration with SGLang servers, so many steps a phase."""
     tree = smoke_tree()
+    change(tree)
     for name, count in steps.items():
         tree["phases"][name]["steps"] = count
     tree["eval"]["sets"]["validation"]["size"] = 16
@@ -55,15 +59,16 @@ def test_a_training_run_from_sft_to_both_rl_stages(engine_python: str, tmp_path:
 def test_a_run_on_two_tensor_parallel_ranks_whose_leader_is_in_a_group_with_the_server(engine_python: str, tmp_path: Path):
     """The leader starts the server from within a launched rank. `check_weights` is on, as by default."""
     steps = {"base": 2, "cold_start": 2, "stage1": 2, "stage2": 1}
-    directory = trained(tmp_path, engine_python, steps, "parallel.tensor=2", "rollout.sglang.transport=collective")
+    overrides = ("parallel.tensor=2", "rollout.sglang.transport=collective")
+    directory = trained(tmp_path, engine_python, steps, *overrides, change=read_all_tokens)
     check_steps(directory, "stage1", 2)
     check_steps(directory, "stage2", 1)
 
 
 def test_two_replicas_with_a_server_each_are_taken_up_where_they_stopped(engine_python: str, tmp_path: Path):
     steps = {"base": 2, "cold_start": 2, "stage1": 1, "stage2": 1}
-    directory = trained(tmp_path, engine_python, steps, "parallel.data=2")
-    trained(tmp_path, engine_python, steps | {"stage2": 2}, "parallel.data=2")
+    directory = trained(tmp_path, engine_python, steps, "parallel.data=2", change=read_all_tokens)
+    trained(tmp_path, engine_python, steps | {"stage2": 2}, "parallel.data=2", change=read_all_tokens)
     check_steps(directory, "stage1", 1)
     check_steps(directory, "stage2", 2)
     assert (directory.engines / "replica-1" / "engine-0.log").is_file()
