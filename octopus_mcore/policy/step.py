@@ -50,8 +50,8 @@ class PlannedRows:
     """A micro-batch to be: row numbers in the order of their prefix tree, and how many leading tokens each has in common with
     the one before it (`PrefixOrder.pick`)."""
 
-    numbers: tuple[int, ...] = ()
-    shared: tuple[int, ...] = ()
+    numbers: tuple[int, ...]
+    shared: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class PassFeatures:
     micro-batch alone (groups that fit into one), its features are part of that one's graph. Where it has several (groups that
     are cut, pictures that prompts have in common), each reads them from a leaf; when all have had their backward passes, what
     these left there goes through the tower in one more. So the tower keeps its activations for an image from the first forward
-    pass of its micro-batches to the last backward pass, and a plan that puts these next to each other keeps few at a time.
+    pass of its micro-batches to the last backward pass. How many it keeps at a time is the plan's affair, and not bounded.
     """
 
     def __init__(
