@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 PARTS = ("rollout", "buffer", "log-probs", "update", "step")
 
 OCTOPUS = {"recombine": {"target": 16, "selection": "paper"}}
-GSPO = {"recombine": {"enabled": False}, "mask": "none"}
+GSPO = {"recombine": {"selection": "none"}, "mask": "none"}
 SIDES: dict[str, tuple[bool, dict[str, Any]]] = {
     # prefix trees?, and the phase's settings
     "GSPO n=16, rows": (False, {"rollout": {"n": 16}, "buffer": GSPO}),

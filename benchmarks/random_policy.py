@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig, Qwen3Config, Qwen3VLConfig
 
 from benchmarks.recorded_batch import IMAGE, IMAGE_END, IMAGE_START, PATCH, RecordedBatch, StepSettings
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.precision import FP8Config
-from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
+from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, TrainingSignal
 from octopus_mcore.models.families import expected_tensors, family_of

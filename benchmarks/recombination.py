@@ -35,7 +35,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from octopus_mcore.config.schema import BufferConfig, RecombineConfig, RewardConfig
+from octopus_mcore.config.buffer import BufferConfig, RecombineConfig
+from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.experience.buffer import Buffer, buffer_metrics, build_buffer
 from octopus_mcore.experience.recombine import SELECTIONS, Pair, recombine
 from octopus_mcore.experience.spans import SEPARATOR

@@ -33,16 +33,8 @@ import torch
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.random_policy import SHAPES, Workload, random_checkpoint, recorded_workload, single_rank
 from benchmarks.recorded_batch import BANNED, StepSettings, octopus_groups
-from octopus_mcore.config.schema import (
-    BatchConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    RuntimeConfig,
-)
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import BatchConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
 from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal

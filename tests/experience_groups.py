@@ -7,9 +7,9 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
-from octopus_mcore.experience.types import Group, Prompt, Rollout
+from octopus_mcore.experience.types import NO_FACTS, Group, Prompt, ResponseFacts, Rollout
 from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.runtime.seeds import numpy_generator
 
@@ -74,7 +74,9 @@ def native(
     """A judged native whose text is `text` (and the end token, if it stopped)."""
     token_ids = encode(text + ("<|im_end|>" if finish_reason == "stop" else ""))
     spans = finder().find(token_ids, version)
-    response = Response(finder().attempt_texts(token_ids, spans), truth, finder().extra_corrections(token_ids))
+    response = Response(
+        finder().attempt_texts(token_ids, spans), truth, ResponseFacts(extra_corrections=finder().extra_corrections(token_ids))
+    )
     log_probs = -numpy_generator("log-probs", text).random(len(token_ids), dtype=np.float32)
     with Judge(config) as judge:
         return Rollout(token_ids, log_probs, spans, finish_reason, judgement=judge.judge([response])[0])
@@ -97,11 +99,11 @@ def group_of(labels: Sequence[str], uid: str = "question-1", config: RewardConfi
     return Group(prompt, tuple(labelled(label, number, config) for number, label in enumerate(labels)))
 
 
-def pair_judgement(first, correction):
+def pair_judgement(first, correction, facts=NO_FACTS):
     """The reward table with its default values."""
     from octopus_mcore.rewards.shaping import pair_judgement as judge_pair
 
-    return judge_pair(first, correction, EXACT)
+    return judge_pair(first, correction, EXACT, facts)
 
 
 def same_rollout(a: Rollout, b: Rollout) -> bool:

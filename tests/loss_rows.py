@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.policy.losses import Stats, kl_loss, policy_loss
 from octopus_mcore.runtime.seeds import torch_generator
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.config.buffer import RecombineConfig
 from octopus_mcore.experience.recombine import PairJudgement
-from octopus_mcore.experience.types import AttemptGrade, Group, Provenance, Rollout, Span, SpanKind
+from octopus_mcore.experience.types import AttemptGrade, Group, Provenance, ResponseFacts, Rollout, Span, SpanKind
 from octopus_mcore.runtime.seeds import key_bits
 
 LABELS = ("wc", "cc", "cw", "ww")
@@ -94,7 +94,11 @@ def _join(natives: Sequence[Rollout], pair: Provenance, pair_judgement: PairJudg
         spans=(*first.spans[:-1], Span(SpanKind.CORRECTION, head, len(ids), tail.version, behaviour_valid=False)),
         finish_reason=second.finish_reason,
         provenance=pair,
-        judgement=pair_judgement(first.judgement.attempts[0], second.judgement.attempts[1]),
+        judgement=pair_judgement(
+            first.judgement.attempts[0],
+            second.judgement.attempts[1],
+            ResponseFacts(tokens=len(ids), finished=second.finish_reason == "stop"),
+        ),
     )
 
 

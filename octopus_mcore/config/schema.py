@@ -11,7 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from octopus_mcore.config.buffer import BufferConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.precision import FP8Config
+from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.section import PluginConfig, Section
 from octopus_mcore.config.vocabulary import HF_FOLDER
@@ -124,95 +127,6 @@ class DataConfig(Section):
     """Longer prompts (images included) are counted and left out."""
     prompt_suffix: str = ""
     """Text appended to every question behind a blank line, for instance the self-correction instruction."""
-
-
-class RewardConfig(Section):
-    """Judging: parts, weights and caps (see `docs/rewards.md`)."""
-
-    judge: Literal["math", "exact", "choice", "number"] = "math"
-    """How an answer is compared with the truth: `math` is math-verify, `exact` string equality after stripping, `choice` a
-    letter, `number` a number with tolerance."""
-    format_weight: float = Field(default=0.1, ge=0, le=1)
-    """Weight of the format part; accuracy or the self-correction table has the rest (paper Eq. 6)."""
-    shaping: Literal["self_correction", "accuracy"] = "self_correction"
-    """`self_correction` is the pair table below; `accuracy` rewards the final answer only."""
-    wrong_correct: float = 1.0
-    """Table value r' of wrong → correct (paper Eq. 6, values of SRPO)."""
-    correct_correct: float = 0.75
-    """Table value r' of correct → correct."""
-    wrong_wrong: float = 0.0
-    """Table value r' of wrong → wrong."""
-    correct_wrong: float = -0.25
-    """Table value r' of correct → wrong."""
-    no_correction_penalty: float = 0.5
-    """A response without a correction scores accuracy minus this."""
-    identical_cap: float = 0.5
-    """Upper bound of r' when correction and first attempt are the same text."""
-    unboxed_first_cap: float = 0.0
-    """Upper bound of r' when the first attempt leaves its box out or empty (blocks «leave it blank, then correct»)."""
-    bad_format_correction_cap: float = 0.5
-    """Upper bound of r' when the correction is badly formatted."""
-    extra_correction_cap: float | None = 0.0
-    """Upper bound of the reward of a response with more than one correction; null scores it by first and last attempt alone."""
-    workers: int = Field(default=1, ge=0)
-    """Judge processes per rank; 0 judges in the trainer's process without a time limit."""
-    timeout_seconds: float = Field(default=5.0, gt=0)
-    """Time limit of one answer comparison; past it the answer counts as wrong and the timeout is counted."""
-
-
-class RecombineConfig(Section):
-    """Octopus rollout augmentation (paper §3.2, Algorithm 1)."""
-
-    enabled: bool = True
-    """Build synthesised rollouts from pairs of natives."""
-    target: int = Field(default=16, ge=1)
-    """Group size N after recombination (natives included)."""
-    selection: Literal["paper", "reference", "random"] = "paper"
-    """`paper` is Algorithm 1 (pairs i ≠ j), `reference` the released program's rule, `random` any pairs i ≠ j."""
-    max_response_tokens: int | None = Field(default=None, ge=1)
-    """Pairs whose joined length exceeds this are never selected; null takes `rollout.max_new_tokens`."""
-
-
-class BufferConfig(Section):
-    """Stages between generation and loss."""
-
-    recombine: RecombineConfig = Field(default_factory=RecombineConfig)
-    """Rollout augmentation."""
-    mask: Literal["none", "first", "changed"] = "none"
-    """`none` trains every token; `first` (stage I) masks first attempt and separator of every rollout with a correction;
-    `changed` (stage II) masks them only where first and final correctness differ (wc, cw)."""
-    advantage: Literal["group", "stratified", "separate"] = "group"
-    """`group` is GRPO over the whole group; `stratified` normalises within equal first-attempt correctness; `separate` gives
-    the first attempt an advantage from its own reward and the correction one from its own."""
-    advantage_epsilon: float = Field(default=1e-6, gt=0)
-    """Added to the group's standard deviation."""
-
-
-class LossConfig(Section):
-    """The policy loss. Formulas and their papers stand in `octopus_mcore/policy/losses.py`."""
-
-    kind: Literal["gspo", "gspo_token", "grpo"] = "gspo_token"
-    """`gspo` sequence-level ratio, `gspo_token` the same ratio with per-token gradient, `grpo` per-token ratio (PPO clip)."""
-    clip_low: float = Field(default=3e-4, gt=0, lt=1)
-    """Lower clip distance of the ratio: 1 − clip_low."""
-    clip_high: float = Field(default=4e-4, gt=0)
-    """Upper clip distance of the ratio: 1 + clip_high."""
-    dual_clip: float | None = Field(default=3.0, gt=1)
-    """Bound of the loss for negative advantages (dual-clip PPO); null turns it off."""
-    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
-    """Mean over sequences of their token means, or mean over all tokens; always over the *global* mini-batch."""
-    kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL term on the tokens marked by the buffer's mask stage (first attempts in stage I; all under mask
-    `none`)."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of KL(policy ‖ reference), after Schulman's note."""
-    mismatch: Literal["none", "truncate", "mask"] = "none"
-    """Weights against the mismatch of engine and trainer, on the policy loss of each token, from r = π_old / π_engine:
-    `truncate` min(r, cap), `mask` r within [1/cap, cap] and 0 outside. `none` suits float32, where both agree. Corrections of
-    recombined rollouts have no valid π_engine and keep weight 1."""
-    mismatch_cap: float = Field(default=2.0, gt=1)
-    """Bound of these weights, and of the shares `mismatch/above_cap` and `mismatch/below_cap` that are always recorded. Loss
-    `gspo` weighs by the row's mean log-ratio, which is near 0: take a cap near 1 with it."""
 
 
 class OptimizerConfig(Section):

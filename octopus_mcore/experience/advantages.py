@@ -29,7 +29,7 @@ import numpy as np
 
 from octopus_mcore.experience.recombine import PairJudgement
 from octopus_mcore.experience.statistics import judgement_of
-from octopus_mcore.experience.types import Group, Rollout, SpanKind
+from octopus_mcore.experience.types import Group, ResponseFacts, Rollout, SpanKind
 
 AdvantageMode = Literal["group", "stratified", "separate"]
 
@@ -72,7 +72,7 @@ def token_advantages(group: Group, mode: AdvantageMode, epsilon: float, pair_jud
 def _separate(group: Group, epsilon: float, pair_judgement: PairJudgement) -> list[np.ndarray]:
     rollouts = group.rollouts
     totals = _totals(rollouts)
-    firsts = np.array([pair_judgement(judgement_of(rollout).attempts[0], None).total for rollout in rollouts])
+    firsts = np.array([_first_alone(rollout, pair_judgement) for rollout in rollouts])
     strata = [judgement_of(rollout).first_correct for rollout in rollouts]
     native = [_valid(rollout) and not rollout.synthesised for rollout in rollouts]
     corrected = [_valid(rollout) and rollout.has_correction for rollout in rollouts]
@@ -80,6 +80,14 @@ def _separate(group: Group, epsilon: float, pair_judgement: PairJudgement) -> li
     choice = _within(totals, strata, native, epsilon)
     correction = _within(totals, strata, corrected, epsilon)
     return [_place(*parts) for parts in zip(rollouts, first, choice, correction, strict=True)]
+
+
+def _first_alone(rollout: Rollout, pair_judgement: PairJudgement) -> float:
+    """The reward of the first attempt as if the response had ended with it."""
+    span = rollout.span(SpanKind.FIRST)
+    finished = rollout.has_correction or rollout.finish_reason == "stop"
+    facts = ResponseFacts(tokens=0 if span is None else len(span), finished=finished)
+    return pair_judgement(judgement_of(rollout).attempts[0], None, facts).total
 
 
 def _place(rollout: Rollout, first: float, choice: float, correction: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from octopus_mcore.config.schema import BufferConfig
+from octopus_mcore.config.buffer import BufferConfig
 from octopus_mcore.experience.recombine import PairJudgement
 from octopus_mcore.experience.stages import Advantage, BufferStage, ExcludeInvalid, Mask, Recombine, StageContext
 from octopus_mcore.experience.statistics import TRANSITIONS, judgement_of, transition

@@ -15,13 +15,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.config.buffer import RecombineConfig
 from octopus_mcore.experience.statistics import TRANSITIONS, judgement_of, transition
-from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Provenance, Rollout, Span, SpanKind
+from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Provenance, ResponseFacts, Rollout, Span, SpanKind
 from octopus_mcore.runtime.seeds import numpy_generator
 
-PairJudgement = Callable[[AttemptGrade, AttemptGrade | None], Judgement]
-"""Judges a rollout from the grades of its first attempt and of its correction (None: there is no correction)."""
+PairJudgement = Callable[[AttemptGrade, AttemptGrade | None, ResponseFacts], Judgement]
+"""Judges a rollout from the grades of its first attempt and of its correction (None: there is no correction), and its facts."""
 
 Pair = tuple[int, int]
 """First attempt of native i, correction of native j."""
@@ -137,7 +137,11 @@ def splice(natives: Sequence[Rollout], pair: Provenance, pair_judgement: PairJud
         spans=(*head, Span(SpanKind.CORRECTION, cut, len(token_ids), tail.version, behaviour_valid=False)),
         finish_reason=second.finish_reason,
         provenance=pair,
-        judgement=pair_judgement(judgement_of(first).attempts[0], judgement_of(second).attempts[1]),
+        judgement=pair_judgement(
+            judgement_of(first).attempts[0],
+            judgement_of(second).attempts[1],
+            ResponseFacts(tokens=len(token_ids), finished=second.finish_reason == "stop"),
+        ),
     )
 
 

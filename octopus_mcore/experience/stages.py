@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.config.buffer import RecombineConfig
 from octopus_mcore.experience.advantages import AdvantageMode, constant, token_advantages
 from octopus_mcore.experience.masks import MaskMode, kl_mask, policy_mask
 from octopus_mcore.experience.recombine import PairJudgement, recombine

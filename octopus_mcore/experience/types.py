@@ -176,6 +176,21 @@ class AttemptGrade:
 
 
 @dataclass(frozen=True)
+class ResponseFacts:
+    """What a judge may know of a response besides its attempts' texts: its length in tokens, whether the model itself ended it,
+    how many corrections it holds beyond the first, and whether its last attempt was forced upon the model."""
+
+    tokens: int = 0
+    finished: bool = True
+    extra_corrections: int = 0
+    rethought: bool = False
+
+
+NO_FACTS = ResponseFacts()
+"""An ordinary response of which nothing else is known."""
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What the judge said of one rollout.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to ±this before `exp`, as in the released program; far outside any clip range, it averts overflow."""

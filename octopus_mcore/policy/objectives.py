@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.models.costs.flops import Work
 from octopus_mcore.models.micro_batch import MicroBatch

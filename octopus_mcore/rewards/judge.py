@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from octopus_mcore.config.schema import RewardConfig
-from octopus_mcore.experience.types import AttemptGrade, Judgement
+from octopus_mcore.config.rewards import RewardConfig
+from octopus_mcore.experience.types import NO_FACTS, AttemptGrade, Judgement, ResponseFacts
 from octopus_mcore.rewards.format import attempt_answer, well_formatted
 from octopus_mcore.rewards.judges import JUDGES, decide_quickly
 from octopus_mcore.rewards.pool import ComparisonPool
@@ -18,11 +18,11 @@ from octopus_mcore.rewards.shaping import excluded, pair_judgement
 @dataclass(frozen=True)
 class Response:
     """What the judge needs of a rollout: the texts of its first attempt and, if there is one, of its correction; the truth;
-    how many further corrections it holds; and why it must not be trained on, if so (say, "vision_token")."""
+    what else is known of it; and why it must not be trained on, if so (say, "vision_token")."""
 
     texts: tuple[str, ...]
     truth: str
-    extra_corrections: int = 0
+    facts: ResponseFacts = NO_FACTS
     invalid: str | None = None
 
 
@@ -53,13 +53,13 @@ class Judge:
         grades = iter(self.grade([(text, response.truth) for response in responses for text in response.texts]))
         judgements = []
         for response in responses:
-            judgement = self.pair(*(next(grades) for _ in response.texts), extra_corrections=response.extra_corrections)
+            judgement = self.pair(*(next(grades) for _ in response.texts), facts=response.facts)
             judgements.append(judgement if response.invalid is None else excluded(judgement, response.invalid))
         return judgements
 
-    def pair(self, first: AttemptGrade, correction: AttemptGrade | None = None, extra_corrections: int = 0) -> Judgement:
+    def pair(self, first: AttemptGrade, correction: AttemptGrade | None = None, facts: ResponseFacts = NO_FACTS) -> Judgement:
         """The judgement of a rollout with these attempts: `pair_judgement` under this judge's configuration."""
-        return pair_judgement(first, correction, self.config, extra_corrections)
+        return pair_judgement(first, correction, self.config, facts)
 
     def grade(self, attempts: Sequence[tuple[str, str]]) -> list[AttemptGrade]:
         """Grades of (text, truth) pairs, in order. An attempt without an answer is wrong."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octopus_mcore.config.schema import RewardConfig
-from octopus_mcore.experience.types import AttemptGrade, Judgement
+from octopus_mcore.config.rewards import RewardConfig
+from octopus_mcore.experience.types import NO_FACTS, AttemptGrade, Judgement, ResponseFacts
 
 FLAGS = ("identical", "unboxed_first", "bad_format_correction", "no_correction", "extra_corrections")
 """Judgement parts that say which rules applied, 1.0 or 0.0. A cap's flag is set where its condition holds."""
 
 
 def pair_judgement(
-    first: AttemptGrade, correction: AttemptGrade | None, config: RewardConfig, extra_corrections: int = 0
+    first: AttemptGrade, correction: AttemptGrade | None, config: RewardConfig, facts: ResponseFacts = NO_FACTS
 ) -> Judgement:
     """Judges a rollout from the grades of its attempts.
 
@@ -28,7 +28,7 @@ def pair_judgement(
     attempts = (first,) if correction is None else (first, correction)
     flags = {flag: 0.0 for flag in FLAGS} | {
         "no_correction": float(correction is None),
-        "extra_corrections": float(extra_corrections > 0),
+        "extra_corrections": float(facts.extra_corrections > 0),
     }
     accuracy = float(attempts[-1].correct)
     format_part = float(all(grade.formatted for grade in attempts))
@@ -39,7 +39,7 @@ def pair_judgement(
         shaped, caps = _capped(first, correction, config)
         flags |= caps
     total = (1 - config.format_weight) * shaped + config.format_weight * format_part
-    if extra_corrections and config.extra_correction_cap is not None:
+    if facts.extra_corrections and config.extra_correction_cap is not None:
         total = min(total, config.extra_correction_cap)
     return Judgement(total, {"accuracy": accuracy, "format": format_part, "shaped": shaped, **flags}, attempts)
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from octopus_mcore.experience.spans import SpanFinder
-from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Prompt, Rollout, Span, SpanKind
+from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Prompt, ResponseFacts, Rollout, Span, SpanKind
 from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.rewards.shaping import excluded
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, RolloutEngine, SamplingParams
@@ -64,7 +64,11 @@ class SampleProgram:
         return Response(
             texts=self.finder.attempt_texts(rollout.token_ids, rollout.spans),
             truth=truth,
-            extra_corrections=self.finder.extra_corrections(rollout.token_ids),
+            facts=ResponseFacts(
+                tokens=len(rollout.token_ids),
+                finished=rollout.finish_reason == "stop",
+                extra_corrections=self.finder.extra_corrections(rollout.token_ids),
+            ),
             invalid=_exclusion(self.finder, rollout.token_ids, rollout.finish_reason),
         )
 
@@ -144,7 +148,10 @@ class ForcedRounds:
         )
 
     def _judgement(self, opening: Rollout, generation: Generation, judge: Judge, grade: AttemptGrade) -> Judgement:
-        judgement = judge.pair(opening.judgement.attempts[0], grade)
+        facts = ResponseFacts(
+            tokens=len(opening.token_ids) + len(generation.token_ids), finished=generation.finish_reason == "stop"
+        )
+        judgement = judge.pair(opening.judgement.attempts[0], grade, facts)
         reason = _exclusion(self.base.finder, generation.token_ids, generation.finish_reason)
         if reason is not None:
             return excluded(judgement, reason)

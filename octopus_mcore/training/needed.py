@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.experience.types import Group, Rollout, TrainingSignal
 from octopus_mcore.policy.denominators import Denominators, count_denominators
 from octopus_mcore.policy.objectives import read_tokens

@@ -14,7 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from octopus_mcore.config.schema import LossConfig, RLPhaseConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import RLPhaseConfig
 from octopus_mcore.experience.mismatch import (
     known_behaviour,
     mismatch_alarm,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octopus_mcore.config.schema import Config, RewardConfig, RLPhaseConfig
+from octopus_mcore.config.rewards import RewardConfig
+from octopus_mcore.config.schema import Config, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import PromptSource
 from octopus_mcore.experience.journal import read_groups

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from octopus_mcore.config.schema import Config, LossConfig, OptimizerConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import Config, OptimizerConfig, RuntimeConfig
 from octopus_mcore.models.loading import global_parameters
 from octopus_mcore.policy.checkpoint import load_checkpoint, save_checkpoint
 from octopus_mcore.policy.policy import Policy

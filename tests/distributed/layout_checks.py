@@ -10,11 +10,11 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.schema import (
     BatchConfig,
     Config,
     DataConfig,
-    LossConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from octopus_mcore.config.schema import LossConfig, OptimizerConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import OptimizerConfig, RuntimeConfig
 from octopus_mcore.experience.types import ProcessedImage
 from octopus_mcore.policy.checkpoint import load_checkpoint, save_checkpoint
 from octopus_mcore.policy.policy import Policy

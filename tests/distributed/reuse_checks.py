@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from octopus_mcore.config.schema import LossConfig, RLPhaseConfig, RolloutConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import RLPhaseConfig, RolloutConfig, RuntimeConfig
 from octopus_mcore.experience.mismatch import token_weights
 from octopus_mcore.experience.types import Group, Prompt, Provenance, Rollout, Span, SpanKind, TrainingSignal
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal

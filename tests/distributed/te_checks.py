@@ -17,8 +17,9 @@ if os.environ.get("OCTOPUS_TE_STAND_IN") and multiprocessing.parent_process() is
 import numpy as np
 import torch
 
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.precision import FP8Config
-from octopus_mcore.config.schema import LossConfig, RuntimeConfig
+from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.models.precision_audit import PrecisionError
 from octopus_mcore.policy import step
 from octopus_mcore.policy.checkpoint import load_checkpoint, save_checkpoint

@@ -64,7 +64,7 @@ def test_a_run_from_checkpoint_to_export(
         "batch": {"max_tokens_per_micro_batch": 256},
         "rollout": {"n": 2, "max_new_tokens": 12},
         "rewards": {"judge": "exact"},
-        "buffer": {"recombine": {"enabled": False}},
+        "buffer": {"recombine": {"selection": "none"}},
         "optimizer": {"lr": 1.0e-3, "warmup_steps": 0},
         "phases": {
             "cold": {"kind": "sft", "steps": 2, "batch_size": 4, "source": supervised},

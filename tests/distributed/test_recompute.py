@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from octopus_mcore.config.schema import LossConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.runtime.world import join_world
 from tests.distributed.layout_checks import TEMPERATURE, Layout, config_for, policy_objective, streamed_gradients

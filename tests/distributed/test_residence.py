@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from octopus_mcore.config.schema import LossConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.policy.residence import Offloaded, Part
 from octopus_mcore.runtime.world import join_world

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from tests.distributed.layout_checks import GRADIENT_LOSS, Layout
 from tests.distributed.pool import RankPool
 from tests.distributed.tree_checks import Case, train

@@ -8,7 +8,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from octopus_mcore.config.schema import LossConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.models.vision import VisionTower
 from octopus_mcore.policy.objectives import SupervisedObjective

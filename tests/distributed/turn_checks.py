@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from octopus_mcore.config.schema import LossConfig, RuntimeConfig
+from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.config.schema import RuntimeConfig
 from octopus_mcore.models.weight_stream import WeightStream
 from octopus_mcore.policy.checkpoint import load_checkpoint, save_checkpoint
 from octopus_mcore.policy.policy import Policy

@@ -148,7 +148,7 @@ def test_all_violations_come_at_once() -> None:
 
 def test_a_run_needs_phases_and_a_group_needs_company() -> None:
     assert "phases is empty" in check(Config.model_validate(tree() | {"phases": {}}))[0]
-    alone = found("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.enabled=false")
+    alone = found("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.selection=none")
     assert len(alone) == 1 and "advantage of a group of one" in alone[0]
     assert found("phases.stage2.rollout.n=1")  # one native gives no pairs
     assert "group of one" in found("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.target=1")[0]
@@ -185,7 +185,7 @@ def test_metrics_of_forced_rounds_can_choose_the_best() -> None:
 
 def test_the_longest_row_counts_recombined_responses() -> None:
     config = config_with(
-        "phases.stage1.buffer.recombine.max_response_tokens=60", "phases.stage2.buffer.recombine.enabled=false"
+        "phases.stage1.buffer.recombine.max_response_tokens=60", "phases.stage2.buffer.recombine.selection=none"
     )
     assert longest_row(config, config.phases["stage1"]) == 92 and longest_row(config, config.phases["stage2"]) == 80
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.config.rewards import RewardConfig
+from octopus_mcore.experience.types import ResponseFacts
 from octopus_mcore.rewards.judge import Judge, Response
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
@@ -33,7 +34,7 @@ PAIRS = {
 
 def judged(*texts: str, extra_corrections: int = 0) -> float:
     with Judge(RewardConfig(judge="exact", workers=0)) as judge:
-        return judge.judge([Response(texts, "1", extra_corrections)])[0].total
+        return judge.judge([Response(texts, "1", ResponseFacts(extra_corrections=extra_corrections))])[0].total
 
 
 def row(name: str) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.config.buffer import RecombineConfig
 from octopus_mcore.experience.advantages import constant, normalise, token_advantages
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.types import SpanKind

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.schema import BufferConfig, RecombineConfig
+from octopus_mcore.config.buffer import BufferConfig, RecombineConfig
 from octopus_mcore.experience.buffer import Buffer, build_buffer
 from octopus_mcore.experience.stages import Advantage, ExcludeInvalid, StageContext, StatelessStage
 from octopus_mcore.experience.types import Group
@@ -87,7 +87,7 @@ def test_metrics_count_what_came_in_and_what_goes_out():
 
 
 def test_without_recombination_nothing_is_synthesised_or_missing():
-    result = build(recombine=RecombineConfig(enabled=False))([group_of(["cc", "ww"])], CTX)
+    result = build(recombine=RecombineConfig(selection="none"))([group_of(["cc", "ww"])], CTX)
     assert len(result.groups[0].rollouts) == 2 and result.metrics["buffer/missing"] == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.schema import BufferConfig
+from octopus_mcore.config.buffer import BufferConfig
 from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.journal import JournalError, append_groups, decode_group, encode_group, read_groups
 from octopus_mcore.experience.stages import StageContext

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.schema import RecombineConfig
+from octopus_mcore.config.buffer import RecombineConfig
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.types import Group, Rollout, SpanKind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.policy.denominators import count_denominators, total_weight
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.policy.denominators import count_denominators
 from octopus_mcore.policy.losses import add_stats, kl_loss, means, nll_loss, policy_loss
 from octopus_mcore.runtime.seeds import torch_generator

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.policy.denominators import total_weight
 from octopus_mcore.policy.losses import kl_loss, means, nll_loss, policy_loss
 from tests.loss_rows import WIDE

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.schema import LossConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.policy.losses import add_stats, means
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal, SupervisedObjective, measure

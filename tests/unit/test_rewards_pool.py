@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.rewards.pool import ComparisonPool
 from tests.experience_groups import attempt

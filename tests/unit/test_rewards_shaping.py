@@ -2,10 +2,10 @@ import itertools
 
 import pytest
 
-from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.experience.buffer import INVALID
 from octopus_mcore.experience.spans import SEPARATOR
-from octopus_mcore.experience.types import AttemptGrade
+from octopus_mcore.experience.types import AttemptGrade, ResponseFacts
 from octopus_mcore.rewards.shaping import FLAGS, excluded, pair_judgement
 from tests.experience_groups import attempt, native
 
@@ -69,7 +69,7 @@ def test_a_third_attempt_never_pays():
     for first in grades:
         for correction in (*grades, None):
             alone = pair_judgement(first, correction, config).total
-            assert pair_judgement(first, correction, config, extra_corrections=1).total == min(alone, 0.0)
+            assert pair_judgement(first, correction, config, ResponseFacts(extra_corrections=1)).total == min(alone, 0.0)
 
 
 def test_the_cap_on_repetition_fires():
@@ -99,7 +99,7 @@ def test_caps_only_lower_the_table_value():
 def test_parts_are_always_the_same_names():
     judgements = [
         pair_judgement(grade(True), None, RewardConfig()),
-        pair_judgement(grade(False), grade(True), RewardConfig(), extra_corrections=2),
+        pair_judgement(grade(False), grade(True), RewardConfig(), ResponseFacts(extra_corrections=2)),
         pair_judgement(grade(False), grade(True), RewardConfig(shaping="accuracy")),
     ]
     assert [set(judgement.parts) for judgement in judgements] == [{"accuracy", "format", "shaped", *FLAGS}] * 3

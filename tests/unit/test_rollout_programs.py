@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from octopus_mcore.config.schema import RewardConfig
+from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.data.digits import task
 from octopus_mcore.data.digits.sources import DigitsSource
 from octopus_mcore.data.processor import Processor

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octopus_mcore.config.buffer import BufferConfig, RecombineConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.rollout import RolloutConfig
-from octopus_mcore.config.schema import BufferConfig, LossConfig, RecombineConfig, RLPhaseConfig
+from octopus_mcore.config.schema import RLPhaseConfig
 from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.journal import decode_group, encode_group
 from octopus_mcore.experience.mismatch import mismatch_metrics, token_weights, weight_metrics

@@ -1,0 +1,36 @@
+"""The section `loss`: the policy loss and its terms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from octopus_mcore.config.section import Section
+
+
+class LossConfig(Section):
+    """The policy loss. Formulas and their papers stand in `octopus_mcore/policy/losses.py`."""
+
+    kind: Literal["gspo", "gspo_token", "grpo"] = "gspo_token"
+    """`gspo` sequence-level ratio, `gspo_token` the same ratio with per-token gradient, `grpo` per-token ratio (PPO clip)."""
+    clip_low: float = Field(default=3e-4, gt=0, lt=1)
+    """Lower clip distance of the ratio: 1 − clip_low."""
+    clip_high: float = Field(default=4e-4, gt=0)
+    """Upper clip distance of the ratio: 1 + clip_high."""
+    dual_clip: float | None = Field(default=3.0, gt=1)
+    """Bound of the loss for negative advantages (dual-clip PPO); null turns it off."""
+    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
+    """Mean over sequences of their token means, or mean over all tokens; always over the *global* mini-batch."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL term on the tokens marked by the buffer's mask stage (first attempts in stage I; all under mask
+    `none`)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of KL(policy ‖ reference), after Schulman's note."""
+    mismatch: Literal["none", "truncate", "mask"] = "none"
+    """Weights against the mismatch of engine and trainer, on the policy loss of each token, from r = π_old / π_engine:
+    `truncate` min(r, cap), `mask` r within [1/cap, cap] and 0 outside. `none` suits float32, where both agree. Corrections of
+    recombined rollouts have no valid π_engine and keep weight 1."""
+    mismatch_cap: float = Field(default=2.0, gt=1)
+    """Bound of these weights, and of the shares `mismatch/above_cap` and `mismatch/below_cap` that are always recorded. Loss
+    `gspo` weighs by the row's mean log-ratio, which is near 0: take a cap near 1 with it."""
