@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from octopus_mcore.config.reading import apply_overrides, merge, read_yaml, value_at, without
+from octopus_mcore.config.inherit import read_extended, with_recipe
+from octopus_mcore.config.reading import apply_overrides, merge, value_at, without
 from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.section import Section
 from octopus_mcore.config.tree import section_fields, suggest
@@ -52,7 +53,9 @@ def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | N
     With violations, the configuration is what remains when the faulty keys are left out, so that further checks can still look
     at the rest; None where too little remains (a required key is missing or faulty).
     """
-    tree, problems = apply_overrides(read_yaml(Path(path)), overrides)
+    given, problems = apply_overrides(read_extended(Path(path)), overrides)
+    tree, unknown = with_recipe(given)
+    problems += unknown
     merged = _merge_phases(tree)
     config, violations, faulty = _validate(merged, tree)
     if faulty:

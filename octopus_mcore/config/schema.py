@@ -257,8 +257,14 @@ class ObserveConfig(Section):
 
 
 class Config(Section):
-    """The whole run."""
+    """The whole run. A file may begin with `extends: other.yaml`, which lays it over another file
+    (`octopus_mcore/config/inherit.py`)."""
 
+    recipe: str | None = None
+    """Packaged recipe whose settings lie under all that is given here (`docs/recipes.md`)."""
+    compat: Literal["paper", "reference"] = "paper"
+    """Which form of the recipe: `paper` is what was published and meant, `reference` what the released program does, where that
+    can run at all."""
     run: RunConfig
     """Name, place, seed, resume."""
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
