@@ -5,7 +5,8 @@ an evaluation set that is given as null is left out, and a plug-in given with it
 
 `recipe: <name>` lays everything over `octopus_mcore/recipes/<name>.yaml`: its part `common`, and over that its part `paper` or
 `reference`, whichever `compat` says. The two parts are the differences between what was published and what the released program
-does. What a recipe says of a phase goes under the phase of that name, where the configuration has one.
+does. What a recipe says of a phase goes under the phase of that name, where the configuration has one. The user's own
+settings go before the recipe's, also those of top-level sections before those of a recipe's phases.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The tree laid over the recipe that it names (a copy of it if it names none), and what is wrong with the name."""
     name, compat = tree.get("recipe"), tree.get("compat", DEFAULT_COMPAT)
     if name is None:
-        wrong = ["`compat` chooses a part of a recipe; give `recipe` too"] if "compat" in tree else []
+        wrong = ["`compat` chooses a part of a recipe; give `recipe` too"] if compat != DEFAULT_COMPAT else []
         return copy.deepcopy(dict(tree)), wrong
     if name not in recipe_names():
         return _nameless(tree), [f"`recipe` must be one of {', '.join(recipe_names())}; found {name!r}"]
@@ -98,11 +99,24 @@ def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     phases = tree.get("phases")
     if isinstance(base.get("phases"), dict):
         own = phases if isinstance(phases, dict) else {}
-        base["phases"] = {phase: settings for phase, settings in base["phases"].items() if phase in own}
+        base["phases"] = {
+            phase: _without_given(settings, tree)
+            for phase, settings in base["phases"].items()
+            if isinstance(own.get(phase), dict)
+        }
     merged = _lay_over(base, tree)
     if isinstance(phases, dict):  # phases run in the order of the user's file
         merged["phases"] = {phase: merged["phases"][phase] for phase in phases if phase in merged["phases"]}
     return merged, []
+
+
+def _without_given(settings: Any, given: Mapping[str, Any]) -> Any:
+    """A recipe's settings of a phase without those that the user's top-level sections make."""
+    return {
+        key: _without_given(value, given[key]) if isinstance(value, dict) and isinstance(given.get(key), dict) else value
+        for key, value in settings.items()
+        if key not in given or (isinstance(value, dict) and isinstance(given[key], dict))
+    }
 
 
 def _nameless(tree: Mapping[str, Any]) -> dict[str, Any]:
