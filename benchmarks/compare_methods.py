@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from miniature_step import train
-
+from benchmarks.miniature_step import train
 from octopus_mcore.config.inherit import read_extended
 
 METHODS = Path(__file__).parents[1] / "examples" / "digits_methods"
