@@ -12,6 +12,7 @@ from typing import Any
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision, offload_refusal
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
+from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
@@ -50,6 +51,14 @@ def data_parallel_size(config: Config, world_size: int | None = None) -> int:
     if config.parallel.data is not None:
         return config.parallel.data
     return max(1, (world_size or config.parallel.model_size) // config.parallel.model_size)
+
+
+def prompt_sources(config: Config) -> dict[str, PluginConfig]:
+    """By configuration key, every source that the phases read: that of SFT phases and of RL phases with one of their own, and
+    `data.train` where an RL phase has none."""
+    own = {f"phases.{name}.source": phase.source for name, phase in config.phases.items() if phase.source is not None}
+    shared = any(phase.source is None for phase in config.phases.values())
+    return own | ({"data.train": config.data.train} if shared else {})
 
 
 def longest_row(config: Config, phase: RLPhaseConfig) -> int:

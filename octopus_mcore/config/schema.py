@@ -193,6 +193,8 @@ class RLPhaseConfig(PhaseBase):
 
     kind: Literal["rl"]
     """Reinforcement learning."""
+    source: PluginConfig | None = None
+    """A `PromptSource` of this phase's own, which begins at its first row; null goes on with `data.train`."""
     prompts_per_step: int = Field(ge=1)
     """Prompts (groups) per step over all ranks."""
     updates_per_step: int = Field(default=1, ge=1)

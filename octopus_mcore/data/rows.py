@@ -20,8 +20,10 @@ import numpy as np
 from PIL import Image
 
 from octopus_mcore.data.images import ImageSource, check_header, open_image
+from octopus_mcore.data.pass_rates import keeps, read_pass_rates
 from octopus_mcore.data.special_tokens import IMAGE_PAD
 from octopus_mcore.data.tables import Record, RowError, open_table
+from octopus_mcore.rewards.boxed import last_boxed
 from octopus_mcore.runtime.seeds import numpy_generator
 
 IMAGE_MARKER = "<image>"
@@ -44,8 +46,8 @@ class Row:
 
 
 class PromptSource(Protocol):
-    """An endless, reproducible sequence of rows. A source with an end of its own may also have `__len__` (rows of one epoch)
-    and `validate()` (raises before training for what would fail in it)."""
+    """An endless, reproducible sequence of rows. A source with an end of its own may also have `__len__` (rows of one epoch),
+    `validate()` (raises before training for what would fail in it) and `notes` (lines that a run says about it)."""
 
     def rows(self, start: int, count: int, seed: int) -> list[Row]:
         """Rows `start … start + count - 1` of the sequence that belongs to `seed`."""
@@ -72,11 +74,18 @@ class EpochOrder:
 class RowSource:
     """A `PromptSource` over a JSONL or parquet file with `problem`/`answer`/`images` columns.
 
-    `image_key` names a column with one image or a list of them, each a path (relative to the file's folder, or to
-    `image_root`), encoded bytes, or Hugging Face's `{"bytes", "path"}`; null or an empty list means no image, and
-    `image_key=None` a file without images. `answer_key=None` leaves the ground truth empty. Fields named in `metadata_keys`
-    travel with the prompt. An epoch is `len(source)` rows, in an order drawn from the seed (or the file's own with
-    `shuffle=False`); the next epoch follows.
+    Keys name columns, or by a dotted path what lies inside one (`reward_model.ground_truth`). The question is a text, or a list
+    of chat messages `{"role", "content"}` that holds the user's turn alone. `image_key` names one image or a list of them, each
+    a path (relative to the file's folder, or to `image_root`), encoded bytes, or Hugging Face's `{"bytes", "path"}`; null or an
+    empty list means no image, and `image_key=None` a file without images. `answer_key=None` leaves the ground truth empty; with
+    `answer_boxed` the truth is what stands in the answer's last `\\boxed{…}`. Fields named in `metadata_keys` travel with the
+    prompt: a list, or a mapping from the name that a field gets to its key. `pass_rates` leaves rows out by how often models
+    solved them (`octopus_mcore.data.pass_rates`). An epoch is `len(source)` rows, in an order drawn from the seed (or the
+    file's own with `shuffle=False`); the next epoch follows.
+
+    Raises:
+        RowError: rows whose pass rate cannot be used (the first 20).
+        FileNotFoundError, ValueError: the file or an option cannot be used, or the pass rates keep no row.
     """
 
     def __init__(
@@ -87,36 +96,50 @@ class RowSource:
         image_key: str | None = "images",
         shuffle: bool = True,
         image_root: str | PathLike | None = None,
-        metadata_keys: Sequence[str] = (),
+        metadata_keys: Sequence[str] | Mapping[str, str] = (),
+        answer_boxed: bool = False,
+        pass_rates: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.path = Path(path)
         self.question_key = question_key
         self.answer_key = answer_key
         self.image_key = image_key
+        self.shuffle = shuffle
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
-        self.metadata_keys = tuple(metadata_keys)
+        self.metadata_keys = dict(metadata_keys) if isinstance(metadata_keys, Mapping) else {key: key for key in metadata_keys}
+        self.answer_boxed = answer_boxed
+        self.notes: tuple[str, ...] = ()
         self._table = open_table(self.path)
-        self._order = EpochOrder(len(self._table), shuffle)
+        self._numbers = self._kept(pass_rates)
+        self._order = EpochOrder(len(self._numbers), shuffle)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._numbers)
 
     def rows(self, start: int, count: int, seed: int) -> list[Row]:
         """See `PromptSource.rows`. Raises `RowError` for a row that cannot be used, naming file, row and key."""
         return [self.row(record, uid) for record, uid in self.records(start, count, seed)]
 
-    def validate(self) -> None:
-        """Reads every row once and opens the header of every image.
+    def rows_at(self, indices: Sequence[int], seed: int) -> list[Row]:
+        """The rows at these places of the sequence; a parquet file's row groups are read once for all of them. Raises
+        `RowError`."""
+        return [self.row(record, uid) for record, uid in self._records_at(indices, seed)]
+
+    def validate(self, within: Sequence[int] | None = None) -> None:
+        """Reads every row once, or those at the places `within` the file's order, and opens the header of every image.
 
         Raises:
             RowError: lists the rows that cannot be used (the first 20), each with file, row number and key.
         """
-        self.check_rows(lambda record: self.row(record, "validation"))
+        self.check_rows(lambda record: self.row(record, "validation"), within)
 
     def records(self, start: int, count: int, seed: int) -> list[tuple[Record, str]]:
         """The records behind `rows`, each with the uid that its row gets: file name, row number and epoch."""
-        located = [self._order.locate(index, seed) for index in range(start, start + count)]
-        records = self._table.records([number for _, number in located])
+        return self._records_at(range(start, start + count), seed)
+
+    def _records_at(self, indices: Sequence[int], seed: int) -> list[tuple[Record, str]]:
+        located = [self._order.locate(index, seed) for index in indices]
+        records = self._table.records([self._numbers[place] for _, place in located])
         return [
             (record, f"{self.path.name}:{record.number}@{epoch}") for (epoch, _), record in zip(located, records, strict=True)
         ]
@@ -124,39 +147,83 @@ class RowSource:
     def row(self, record: Record, uid: str) -> Row:
         """The row in a record. Raises `RowError`."""
         answer = "" if self.answer_key is None else text_field(record, self.answer_key, numbers=True)
+        if self.answer_boxed and self.answer_key is not None:
+            answer = _in_box(answer, record.at(self.answer_key))
         images = () if self.image_key is None else _images(record, self.image_key, self.image_root)
-        question = text_field(record, self.question_key)
+        question = _question(record, self.question_key)
         _check_markers(question, len(images), record.at(self.question_key))
-        metadata = {key: record.get(key) for key in self.metadata_keys}
-        for key, value in metadata.items():
-            _check_json(value, record.at(key))
+        metadata = {name: record.get(key) for name, key in self.metadata_keys.items()}
+        for name, value in metadata.items():
+            _check_json(value, record.at(self.metadata_keys[name]))
         return Row(uid, question, answer, images, metadata)
 
-    def check_rows(self, read: Callable[[Record], Row]) -> None:
-        """Reads every record with `read`, collects the errors and raises them as one (see `validate`)."""
+    def check_rows(self, read: Callable[[Record], Row], within: Sequence[int] | None = None) -> None:
+        """Reads every record with `read` (or those `within`), collects the errors and raises them as one (see `validate`)."""
+
+        def check(record: Record) -> None:
+            for image in read(record).images:
+                _check_header(image, record.at(str(self.image_key)))
+
+        numbers = self._numbers if within is None else [self._numbers[place] for place in within]
+        self._examine(numbers, check)
+
+    def _kept(self, pass_rates: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        """The numbers (from 0) of the table's rows that the pass rates keep."""
+        rules = read_pass_rates(pass_rates)
+        everything = range(len(self._table))
+        if not rules:
+            return everything
+        kept: list[bool] = []
+        self._examine(everything, lambda record: kept.append(keeps(rules, record)), [rule.key for rule in rules])
+        named = ", ".join(rule.key for rule in rules)
+        self.notes = (f"{self.path}: {sum(kept):,} of {len(kept):,} rows kept by their pass rates ({named})",)
+        if not any(kept):
+            raise ValueError(f"{self.path}: the pass rates ({named}) keep none of the {len(kept):,} rows")
+        return np.flatnonzero(kept).tolist()
+
+    def _examine(self, numbers: Sequence[int], look: Callable[[Record], object], keys: Sequence[str] | None = None) -> None:
+        """Calls `look` on the records of these numbers in order. Raises one `RowError` for all that could not be used."""
         errors: list[str] = []
-        for start in range(0, len(self._table), _VALIDATION_CHUNK):
-            chunk = range(start, min(start + _VALIDATION_CHUNK, len(self._table)))
-            for record in self._readable(chunk, errors):
+        for start in range(0, len(numbers), _VALIDATION_CHUNK):
+            for record in self._readable(numbers[start : start + _VALIDATION_CHUNK], errors, keys):
                 try:
-                    for image in read(record).images:
-                        _check_header(image, record.at(str(self.image_key)))
+                    look(record)
                 except RowError as error:
                     errors.append(str(error))
         if errors:
             listed = "\n".join(errors[:_LISTED_ERRORS])
             more = f"\n… and {len(errors) - _LISTED_ERRORS} more" if len(errors) > _LISTED_ERRORS else ""
-            raise RowError(f"{len(errors)} of {len(self._table)} rows cannot be used:\n{listed}{more}")
+            raise RowError(f"{len(errors)} of {len(numbers)} rows cannot be used:\n{listed}{more}")
 
-    def _readable(self, chunk: range, errors: list[str]) -> list[Record]:
+    def _readable(self, chunk: Sequence[int], errors: list[str], keys: Sequence[str] | None) -> list[Record]:
         """The records of a chunk; where one cannot be read the others still are, and its error joins `errors`."""
         try:
-            return self._table.records(chunk)
+            return self._table.records(chunk, keys)
         except RowError as error:
             if len(chunk) == 1:
                 errors.append(str(error))
                 return []
-            return [record for index in chunk for record in self._readable(range(index, index + 1), errors)]
+            return [record for number in chunk for record in self._readable([number], errors, keys)]
+
+
+def _question(record: Record, key: str) -> str:
+    """The question as a text, or as a chat of one user turn. Raises `RowError`."""
+    value = record.get(key)
+    if not isinstance(value, list):
+        return text_field(record, key)
+    if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "user":
+        raise RowError(f"{record.at(key)}: expected one message with role 'user', found {value!r:.120}")
+    return text_field(Record({key: value[0].get("content")}, record.file, record.number), key)
+
+
+def _in_box(answer: str, place: str) -> str:
+    """What stands in the last box of a truth. Raises `RowError`."""
+    content = last_boxed(answer)
+    if content is None or not content.strip():
+        raise RowError(
+            f"{place}: expected an answer in \\boxed{{…}}, found {answer!r:.80}; leave `answer_boxed` out if there is none"
+        )
+    return content.strip()
 
 
 def text_field(record: Record, key: str, numbers: bool = False) -> str:

@@ -34,10 +34,23 @@ class Record:
         return f"{self.file}, row {self.number}, key {key!r}"
 
     def get(self, key: str) -> Any:
-        """The field `key`. Raises `RowError` where the record lacks it."""
-        if key not in self.fields:
-            raise RowError(f"{self.at(key)}: the key is missing; the row has {', '.join(map(repr, sorted(self.fields)))}")
-        return self.fields[key]
+        """The field `key`, or, where no field has that whole name, what a dotted path leads to: `reward_model.ground_truth`.
+        Raises `RowError` where the record lacks it."""
+        if key in self.fields:
+            return self.fields[key]
+        value: Any = self.fields
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise RowError(f"{self.at(key)}: the key is missing; {_contents(value, part)}")
+            value = value[part]
+        return value
+
+
+def _contents(value: Any, part: str) -> str:
+    """What stands where a path's `part` was looked for."""
+    if not isinstance(value, dict):
+        return f"{part!r} is looked for in {value!r:.80}"
+    return f"the row has {', '.join(map(repr, sorted(value)))}"
 
 
 class Table(Protocol):
@@ -45,8 +58,9 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
 
-    def records(self, indices: Sequence[int]) -> list[Record]:
-        """The records at these indices (from 0), in the order asked for. Raises `RowError` for one that cannot be read."""
+    def records(self, indices: Sequence[int], keys: Sequence[str] | None = None) -> list[Record]:
+        """The records at these indices (from 0), in the order asked for. Who needs certain fields only names their `keys`; a
+        record may hold others all the same. Raises `RowError` for one that cannot be read."""
         ...
 
 
@@ -87,7 +101,7 @@ class JsonlTable:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def records(self, indices: Sequence[int]) -> list[Record]:
+    def records(self, indices: Sequence[int], keys: Sequence[str] | None = None) -> list[Record]:
         """See `Table.records`."""
         found = []
         with self._file.open("rb") as lines:
@@ -126,19 +140,28 @@ class ParquetTable:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def records(self, indices: Sequence[int]) -> list[Record]:
+    def records(self, indices: Sequence[int], keys: Sequence[str] | None = None) -> list[Record]:
         """See `Table.records`."""
+        columns = self._columns(keys)
         groups = np.searchsorted(self._starts, indices, side="right") - 1
         found: dict[int, Record] = {}
         for group in np.unique(groups).tolist():
             wanted = np.unique(np.asarray(indices)[groups == group])
-            rows = self._read(group).take(wanted - self._starts[group]).to_pylist()
+            rows = self._read(group, columns).take(wanted - self._starts[group]).to_pylist()
             found |= {i: Record(row, self._file, i + 1) for i, row in zip(wanted.tolist(), rows, strict=True)}
         return [found[int(index)] for index in indices]
 
-    def _read(self, group: int) -> Any:
+    def _columns(self, keys: Sequence[str] | None) -> list[str] | None:
+        """The columns of these keys, None for all: also where one is missing, so that the error can say what the rows have."""
+        if keys is None:
+            return None
+        names = set(self._parquet.schema_arrow.names)
+        columns = {key if key in names else key.partition(".")[0] for key in keys}
+        return sorted(columns) if columns <= names else None
+
+    def _read(self, group: int, columns: list[str] | None) -> Any:
         first, last = self._starts[group] + 1, self._starts[group + 1]
         try:
-            return self._parquet.read_row_group(group)
+            return self._parquet.read_row_group(group, columns)
         except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
             raise RowError(f"{self._file}, row group {group} (rows {first} to {last}): cannot be read: {error}") from error

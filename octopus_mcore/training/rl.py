@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import RLPhaseConfig
 from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.journal import append_groups
@@ -22,7 +21,7 @@ from octopus_mcore.training.session import Session, judging
 
 def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
     """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates → what they measured."""
-    source = load_plugin(session.config.data.train, "data.train")
+    source = session.prompt_source(name, phase)
     pair = partial(pair_judgement, config=phase.rewards)
     buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, pair)
     with judging(session, phase.rewards) as judge:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from octopus_mcore.config.layout import ranks_to_start
+from octopus_mcore.config.layout import prompt_sources, ranks_to_start
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import Config, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import temperature_name
@@ -71,12 +71,14 @@ def _create_model(config: Config, world: World) -> None:
 def _open_session(config: Config, world: World, directory: RunDirectory, state: RunState, stack: ExitStack) -> Session:
     """Everything that can refuse bad input happens here, before the first step."""
     processor = Processor.from_pretrained(config.model.folder, config.data.prompt_suffix, config.data.max_prompt_tokens)
+    notes = _validated_sources(config) if world.is_main else []
     if world.is_main:
-        _validate_sources(config)
         validate_replays(config)
     prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
+    for note in notes:
+        progress.note(note)
     return Session(
         config=config,
         world=world,
@@ -100,15 +102,16 @@ def _say_versions(session: Session) -> None:
     session.directory.record_start({"ranks": world.size, "device": hardware(world.device), "versions": found})
 
 
-def _validate_sources(config: Config) -> None:
-    """Reads what the sources would read in training, so that a missing image shows now and not after a day."""
-    sources = {f"phases.{name}.source": phase.source for name, phase in config.phases.items() if phase.kind == "sft"}
-    if any(phase.kind == "rl" for phase in config.phases.values()):
-        sources["data.train"] = config.data.train
-    for key, plugin in sources.items():
+def _validated_sources(config: Config) -> list[str]:
+    """Reads what the sources would read in training, so that a missing image shows now and not after a day. Returns what the
+    sources say of themselves, such as how many rows they keep."""
+    notes: list[str] = []
+    for key, plugin in prompt_sources(config).items():
         source = load_plugin(plugin, key)
         if hasattr(source, "validate"):
             source.validate()
+        notes += [f"{key}: {note}" for note in getattr(source, "notes", ())]
+    return notes
 
 
 def validate_replays(config: Config) -> None:
