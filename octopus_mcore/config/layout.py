@@ -16,6 +16,9 @@ from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
+SHARED_SOURCE = "data.train"
+"""The key of the prompt source of RL phases that have none of their own."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -53,12 +56,9 @@ def data_parallel_size(config: Config, world_size: int | None = None) -> int:
     return max(1, (world_size or config.parallel.model_size) // config.parallel.model_size)
 
 
-def prompt_sources(config: Config) -> dict[str, PluginConfig]:
-    """By configuration key, every source that the phases read: that of SFT phases and of RL phases with one of their own, and
-    `data.train` where an RL phase has none."""
-    own = {f"phases.{name}.source": phase.source for name, phase in config.phases.items() if phase.source is not None}
-    shared = any(phase.source is None for phase in config.phases.values())
-    return own | ({"data.train": config.data.train} if shared else {})
+def source_of(config: Config, name: str, phase: SFTPhaseConfig | RLPhaseConfig) -> tuple[str, PluginConfig]:
+    """The source that a phase reads, behind its configuration key: its own, or for an RL phase without one `data.train`."""
+    return (SHARED_SOURCE, config.data.train) if phase.source is None else (f"phases.{name}.source", phase.source)
 
 
 def longest_row(config: Config, phase: RLPhaseConfig) -> int:

@@ -125,6 +125,11 @@ class DataConfig(Section):
     """Prompt source of the RL phases (a `PromptSource`): `octopus_mcore.data.rows:RowSource` for files, or your own."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Longer prompts (images included) are counted and left out."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    """Smaller images are enlarged to so many pixels; null takes the checkpoint's own bound. It cannot be below that."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Larger images are reduced to so many pixels; null takes the checkpoint's own bound. It cannot be above that: an engine
+    that knows the checkpoint's bounds only would resize again."""
     prompt_suffix: str = ""
     """Text appended to every question behind a blank line, for instance the self-correction instruction."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
+from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from octopus_mcore.experience.types import ProcessedImage
@@ -45,12 +46,18 @@ class UnfitImage(ValueError):
     """An image can be decoded but not be used."""
 
 
-def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
-    """The image processor that a checkpoint folder names in `preprocessor_config.json`, in its PIL form.
+Pixels = tuple[int | None, int | None]
+"""Fewest and most pixels of an image after resizing; None stands for the checkpoint's own bound."""
+
+
+def load_image_processor(path: str | PathLike, pixels: Pixels = (None, None)) -> Qwen2VLImageProcessorPil:
+    """The image processor that a checkpoint folder names in `preprocessor_config.json`, in its PIL form, with narrower bounds
+    of an image's `pixels` where given.
 
     Raises:
         FileNotFoundError: the folder has no `preprocessor_config.json`.
-        ValueError: the file names a processor of another family than Qwen2-VL's, which Qwen3-VL uses too.
+        ValueError: the file names a processor of another family than Qwen2-VL's, which Qwen3-VL uses too; or its own bounds
+            are narrower than `pixels`.
     """
     file = Path(path) / "preprocessor_config.json"
     if not file.is_file():
@@ -61,7 +68,21 @@ def load_image_processor(path: str | PathLike) -> Qwen2VLImageProcessorPil:
             f"{file}: expected the Qwen2-VL family (image_processor_type Qwen2VLImageProcessor or …Fast), "
             f"found {type(processor).__name__}; other families lay out patches differently and are not supported"
         )
+    _narrow(processor, pixels, file)
     return processor
+
+
+def _narrow(processor: Qwen2VLImageProcessorPil, pixels: Pixels, file: Path) -> None:
+    """Sets the bounds of an image's pixels. Engines resize what they are sent by the checkpoint's bounds: within these they
+    have nothing left to resize, and both sides see the same pixels."""
+    least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+    low, high = (bound if given is None else given for given, bound in zip(pixels, (least, most), strict=True))
+    if not least <= low <= high <= most:
+        raise ValueError(
+            f"data.min_pixels={low} and data.max_pixels={high} must be in this order and within the bounds of {file}: {least} "
+            f"to {most} pixels"
+        )
+    processor.size = SizeDict(shortest_edge=low, longest_edge=high)
 
 
 def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:

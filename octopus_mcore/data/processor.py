@@ -17,8 +17,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from octopus_mcore.config.schema import DataConfig
 from octopus_mcore.data.chatml import CHATML_TEMPLATE
-from octopus_mcore.data.images import ImageSource, ImageStore, load_image_processor, open_image
+from octopus_mcore.data.images import ImageSource, ImageStore, Pixels, load_image_processor, open_image
 from octopus_mcore.data.rows import IMAGE_MARKER, Row
 from octopus_mcore.data.special_tokens import SpecialTokens, read_special_tokens, reads_images
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, Prompt
@@ -74,13 +75,19 @@ class Processor:
         self._rendered = lru_cache(maxsize=1024)(self._render)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike, prompt_suffix: str = "", max_prompt_tokens: int | None = None) -> Processor:
-        """The processor of a Hugging Face checkpoint folder.
+    def from_pretrained(
+        cls,
+        path: str | PathLike,
+        prompt_suffix: str = "",
+        max_prompt_tokens: int | None = None,
+        pixels: Pixels = (None, None),
+    ) -> Processor:
+        """The processor of a Hugging Face checkpoint folder; `pixels` are bounds of an image's size.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
-            ValueError: special tokens are missing or disagree with `config.json` (see `read_special_tokens`), or the image
-                processor is of another family.
+            ValueError: special tokens are missing or disagree with `config.json` (see `read_special_tokens`), the image
+                processor is of another family, or its bounds are narrower than `pixels`.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -89,8 +96,16 @@ class Processor:
             raise FileNotFoundError(f"{folder} holds no tokenizer: expected tokenizer.json")
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         tokens = read_special_tokens(tokenizer, folder)
-        store = ImageStore(load_image_processor(folder) if reads_images(folder) else None)
+        sees = reads_images(folder)
+        if not sees and any(pixels):
+            raise ValueError(f"data.min_pixels and data.max_pixels have no effect: {folder} is a text model (no vision_config)")
+        store = ImageStore(load_image_processor(folder, pixels) if sees else None)
         return cls(tokenizer, tokens, store, _chat_template(tokenizer, folder), prompt_suffix, max_prompt_tokens)
+
+    @classmethod
+    def configured(cls, path: str | PathLike, data: DataConfig) -> Processor:
+        """`from_pretrained` with the settings of the configuration's section `data`. Raises like it."""
+        return cls.from_pretrained(path, data.prompt_suffix, data.max_prompt_tokens, (data.min_pixels, data.max_pixels))
 
     def prompt(
         self,

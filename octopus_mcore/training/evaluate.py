@@ -128,7 +128,7 @@ def evaluate_checkpoint(
         EngineError: a server of `rollout.engine` failed.
     """
     folder = HFFolder(checkpoint_folder(path))
-    processor = Processor.from_pretrained(folder.path, config.data.prompt_suffix, config.data.max_prompt_tokens)
+    processor = Processor.configured(folder.path, config.data)
     prompts = evaluation_prompts(config, processor, names)
     with ExitStack() as stack:
         judge = stack.enter_context(Judge(config.rewards))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from octopus_mcore.config.layout import source_of
+from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import RLPhaseConfig
 from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.journal import append_groups
@@ -21,7 +23,8 @@ from octopus_mcore.training.session import Session, judging
 
 def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
     """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates → what they measured."""
-    source = session.prompt_source(name, phase)
+    key, plugin = source_of(session.config, name, phase)
+    source = load_plugin(plugin, key)
     pair = partial(pair_judgement, config=phase.rewards)
     buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, pair)
     with judging(session, phase.rewards) as judge:
@@ -29,7 +32,7 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
         if session.state.buffer:
             buffer.load_state_dict(session.state.buffer)
         for step in range(session.state.step + 1, phase.steps + 1):
-            prompts, skipped = session.draw_prompts(source, phase.prompts_per_step)
+            prompts, skipped = session.draw_prompts(source, phase.prompts_per_step, key)
             if phase.rollout.replay is None:
                 with session.timer("sync"):
                     session.seat.sync()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from octopus_mcore.config.layout import prompt_sources, ranks_to_start
+from octopus_mcore.config.layout import ranks_to_start, source_of
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.schema import Config, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import temperature_name
@@ -70,7 +70,7 @@ def _create_model(config: Config, world: World) -> None:
 
 def _open_session(config: Config, world: World, directory: RunDirectory, state: RunState, stack: ExitStack) -> Session:
     """Everything that can refuse bad input happens here, before the first step."""
-    processor = Processor.from_pretrained(config.model.folder, config.data.prompt_suffix, config.data.max_prompt_tokens)
+    processor = Processor.configured(config.model.folder, config.data)
     notes = _validated_sources(config) if world.is_main else []
     if world.is_main:
         validate_replays(config)
@@ -106,7 +106,7 @@ def _validated_sources(config: Config) -> list[str]:
     """Reads what the sources would read in training, so that a missing image shows now and not after a day. Returns what the
     sources say of themselves, such as how many rows they keep."""
     notes: list[str] = []
-    for key, plugin in prompt_sources(config).items():
+    for key, plugin in dict(source_of(config, name, phase) for name, phase in config.phases.items()).items():
         source = load_plugin(plugin, key)
         if hasattr(source, "validate"):
             source.validate()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from octopus_mcore.config.layout import SHARED_SOURCE
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.config.schema import Config, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
@@ -38,12 +39,13 @@ _MOST_TOO_LONG_IN_A_ROW = 1000
 
 @dataclass
 class RunState:
-    """What resumes besides weights and optimizer: the place in the run, the data cursor, the buffer's state, the best so far;
-    and the settings of the model that must be the same again."""
+    """What resumes besides weights and optimizer: the place in the run, the data cursors (of `data.train`, and by key those of
+    phases' own sources), the buffer's state, the best so far; and the settings of the model that must be the same again."""
 
     phase: str = ""
     step: int = 0
     prompts_drawn: int = 0
+    own_drawn: dict[str, int] = field(default_factory=dict)
     buffer: Mapping[str, Any] = field(default_factory=dict)
     best: float | None = None
     model_path: str | None = None
@@ -73,31 +75,39 @@ class Session:
         """This rank's rollout engine; None on ranks that lead no replica."""
         return self.seat.engine
 
-    def draw_prompts(self, source: PromptSource, count: int) -> tuple[list[Prompt], int]:
-        """The next `count` prompts, and how many too long ones were passed over; moves the data cursor.
-        The same on every rank.
+    def draw_prompts(self, source: PromptSource, count: int, key: str = SHARED_SOURCE) -> tuple[list[Prompt], int]:
+        """The next `count` prompts, and how many too long ones were passed over; moves the data cursor that belongs to the
+        source's configuration `key`. The same on every rank.
 
         Raises:
             ValueError: the source has no more rows, or `_MOST_TOO_LONG_IN_A_ROW` prompts in a row are too long.
         """
         prompts: list[Prompt] = []
         skipped = in_a_row = 0
+        seed = key_bits(self.config.run.seed, "prompts", *([] if key == SHARED_SOURCE else [key])) >> 1
         while len(prompts) < count:
             wanted = count - len(prompts)
-            rows = source.rows(self.state.prompts_drawn, wanted, key_bits(self.config.run.seed, "prompts") >> 1)
+            start = self._move_cursor(key, wanted)
+            rows = source.rows(start, wanted, seed)
             if not rows:
-                raise ValueError(
-                    f"data.train gives no rows from {self.state.prompts_drawn} on; a prompt source must be endless"
-                )
-            self.state.prompts_drawn += wanted
+                raise ValueError(f"{key} gives no rows from {start} on; a prompt source must be endless")
             drawn, too_long = self.processor.prompts(rows)
             prompts += drawn
             skipped += len(too_long)
             in_a_row = 0 if drawn else in_a_row + len(too_long)
             if in_a_row >= _MOST_TOO_LONG_IN_A_ROW:
-                raise ValueError(f"data.train: {in_a_row} prompts in a row are too long, the last of them: {too_long[-1]}")
+                raise ValueError(f"{key}: {in_a_row} prompts in a row are too long, the last of them: {too_long[-1]}")
         self.retain_images(prompts)
         return prompts, skipped
+
+    def _move_cursor(self, key: str, rows: int) -> int:
+        """Moves a source's cursor on; returns where it stood."""
+        if key == SHARED_SOURCE:
+            start, self.state.prompts_drawn = self.state.prompts_drawn, self.state.prompts_drawn + rows
+        else:
+            start = self.state.own_drawn.get(key, 0)
+            self.state.own_drawn[key] = start + rows
+        return start
 
     def generate(self, prompts: Sequence[Prompt], phase: RLPhaseConfig, judge: Judge | None) -> list[Group]:
         """Judged natives of all prompts, on every rank; each replica's engine answers its share."""

@@ -57,6 +57,8 @@ def test_a_text_model_needs_no_image_processor(text_folder, text):
     prompt = text.prompt("p", "What is ü?", "1")
     assert prompt.images == () and "What is ü?" in text.tokenizer.decode(prompt.token_ids)
     assert text.prompts([Row("p", "What is ü?", "1")])[0] == [prompt]
+    with pytest.raises(ValueError, match="data.max_pixels have no effect: .* is a text model"):
+        Processor.from_pretrained(text_folder, pixels=(None, 4096))
 
 
 def test_rows_with_images_are_refused_by_name(text):

@@ -28,6 +28,26 @@ def test_pixels_equal_the_hf_processor_image_by_image(digits_checkpoint, store, 
         assert store.raw(key).tobytes() == image.tobytes()
 
 
+def test_narrower_bounds_resize_as_the_hf_processor_does_with_them(digits_checkpoint):
+    narrow = load_image_processor(digits_checkpoint, (1024, 4096))
+    asked = {"shortest_edge": 1024, "longest_edge": 4096}
+    for size in [(400, 300), (16, 16), (48, 64)]:
+        image = picture(*size, 1)
+        expected = load_image_processor(digits_checkpoint)(images=[image], size=asked, return_tensors="np")
+        store = ImageStore(narrow)
+        key, grid = store.add(image)
+        np.testing.assert_array_equal(store[key].pixel_values, expected["pixel_values"])
+        assert 1024 <= np.prod(grid) * 8 * 8 <= 4096, "pixels of 8 × 8 patches"
+    own = load_image_processor(digits_checkpoint)
+    assert load_image_processor(digits_checkpoint, (None, 4096)).size.shortest_edge == own.size.shortest_edge
+
+
+@pytest.mark.parametrize("pixels", [(1, None), (None, 10**9), (4096, 1024)])
+def test_bounds_that_engines_would_undo_are_refused(digits_checkpoint, pixels):
+    with pytest.raises(ValueError, match=r"data.min_pixels=\d+ and data.max_pixels=\d+ must be .*preprocessor_config.json"):
+        load_image_processor(digits_checkpoint, pixels)
+
+
 def test_a_picture_of_digits_keeps_its_size(store):
     assert store.add(picture(48, 16, 0))[1] == (1, 2, 6)
     assert store.num_tokens((1, 2, 6)) == 3

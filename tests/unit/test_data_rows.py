@@ -106,7 +106,9 @@ def test_parquet_reads_only_the_row_groups_it_needs(parquet_file, monkeypatch):
     table = open_table(parquet_file)
     read, original = [], table._parquet
     monkeypatch.setattr(
-        table, "_parquet", type("Spy", (), {"read_row_group": lambda _, g, columns: read.append(g) or original.read_row_group(g)})()
+        table,
+        "_parquet",
+        type("Spy", (), {"read_row_group": lambda _, g, columns: read.append(g) or original.read_row_group(g)})(),
     )
     assert [record.number for record in table.records([6, 0, 2, 6])] == [7, 1, 3, 7]
     assert read == [0, 2]

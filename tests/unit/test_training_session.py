@@ -63,6 +63,15 @@ def test_a_source_that_ends_is_an_error() -> None:
         session_with(EveryThirdFits()).draw_prompts(CountingSource(end=9), 4)
 
 
+def test_a_phases_own_source_has_a_cursor_of_its_own() -> None:
+    session = session_with(EveryThirdFits(period=1))
+    drawn = [session.draw_prompts(CountingSource(), 2, *key)[0] for key in ((), ("phases.b.source",), (), ("phases.b.source",))]
+    assert [[prompt.uid for prompt in prompts] for prompts in drawn] == [["0", "1"], ["0", "1"], ["2", "3"], ["2", "3"]]
+    assert (session.state.prompts_drawn, session.state.own_drawn) == (4, {"phases.b.source": 4})
+    with pytest.raises(ValueError, match=r"phases\.b\.source gives no rows from 4 on"):
+        session.draw_prompts(CountingSource(end=4), 1, "phases.b.source")
+
+
 def test_an_undefined_metric_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate of nothing is NaN; nothing is greater than NaN, so it would stay the best for ever."""
     values, exported = iter([nan, 0.2, nan, 0.1, 0.3]), []
