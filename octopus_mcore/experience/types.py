@@ -236,7 +236,8 @@ class Rollout:
     changed, or where `behaviour_mask` is set. `finish_reason` is "stop" (an end token was sampled and is the last id), "length"
     or "abort". `old_log_probs` (float32, one per token) are the trainer's own before the step, in the context in which the
     tokens now stand, and NaN at tokens where nobody measured them, because the loss did not read them; None where no token was
-    measured.
+    measured. A rollout that enters the loss with them, because a buffer stage took it from an earlier step, keeps them: they
+    are of the policy that generated it, and the loss compares with that one.
     """
 
     token_ids: TokenIds

@@ -20,6 +20,9 @@ Weigh = Callable[[np.ndarray], np.ndarray]
 """From a row's old log-probs (float32 [response], NaN where the loss reads none) to the weights of its tokens' policy loss,
 float32 [response]."""
 
+Flat = Callable[[list[np.ndarray], torch.dtype], torch.Tensor]
+"""From one array [response] per row of a micro-batch to the values of its selected tokens, row by row."""
+
 _NEEDS_ADVANTAGE = ("clip_low", "clip_high", "dual_clip")
 
 
@@ -39,23 +42,23 @@ def measure(
     numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor | None
 ) -> tuple[torch.Tensor, dict[int, np.ndarray]]:
     """Hands the log-probs back, row by row: record {row number: float32 [selected tokens]}."""
-    return log_probs.sum() * 0.0, _by_row(numbers, batch, log_probs)
+    return log_probs.sum() * 0.0, _by_row(numbers, batch, log_probs, numbers)
 
 
-def _by_row(numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor) -> dict[int, np.ndarray]:
+def _by_row(numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, wanted: Sequence[int]) -> dict[int, np.ndarray]:
     rows = batch.gathered_row.cpu().numpy()
     values = log_probs.detach().float().cpu().numpy()
-    return {number: values[rows == index] for index, number in enumerate(numbers)}
+    return {number: values[rows == index] for index, number in enumerate(numbers) if number in wanted}
 
 
 @dataclass(frozen=True)
 class RowSignal:
     """A row's training signal and the log-probs it is compared with, all over its response tokens.
 
-    `old_log_probs` are the policy's own before the step (float32 [response], read where the loss reads a token), or None where
-    the update itself is the first to run on these weights and measures them. `reference_log_probs` are read where the KL mask
-    is set and may be None where it is empty. `weigh` makes the weights that multiply the policy loss of each token. Of
-    `old_log_probs` and of `weigh`, either all rows of a mini-batch have them or none.
+    `old_log_probs` are the policy's before the step, or of the policy that generated a replayed row (float32 [response], read
+    where `policy_mask` is set), or None where the update itself measures them, being the first to run on these weights.
+    `reference_log_probs` are read where the KL mask is set and may be None where it is empty. `weigh` makes the weights that
+    multiply the policy loss of each token; either all rows of a mini-batch have it or none.
     """
 
     signal: TrainingSignal
@@ -72,15 +75,14 @@ class PolicyObjective:
         signals: of the rows that are computed.
         denominators: counts of all rows of the mini-batch, where some that cannot change anything are not computed.
 
-    Where the signals hold no old log-probs, the forward pass is the first on these weights: its own log-probs, detached, are
-    the old ones. Every ratio is then exactly 1 with the gradient of the log-prob, weights are made from the same numbers, and
-    the records hand them back.
+    A row without old log-probs is measured by the update's own forward pass: its log-probs, detached, are the old ones. Its
+    ratios are then exactly 1 with the gradient of the log-prob, weights are made from the same numbers, and the records hand
+    them back. Rows of both kinds may share a mini-batch.
     """
 
     def __init__(self, config: LossConfig, signals: Sequence[RowSignal], denominators: Denominators | None = None) -> None:
         self.config = config
         self.signals = signals
-        self._measures = bool(signals) and not _all_or_none([row.old_log_probs for row in signals], "old log-probs")
         self._weighted = _all_or_none([row.weigh for row in signals], "weights")
         self.selections = [read_tokens(row.signal.policy_mask, row.signal.kl_mask, config) for row in signals]
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
@@ -94,7 +96,8 @@ class PolicyObjective:
         """The micro-batch's share of the loss, and its statistics."""
         device = log_probs.device
         rows = [self.signals[number] for number in numbers]
-        measured = _by_row(numbers, batch, log_probs) if self._measures else {}
+        own = [number for number, row in zip(numbers, rows, strict=True) if row.old_log_probs is None]
+        measured = _by_row(numbers, batch, log_probs, own) if own else {}
 
         def flat(values: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
             chosen = [value[self.selections[number]] for value, number in zip(values, numbers, strict=True)]
@@ -104,7 +107,7 @@ class PolicyObjective:
         loss, stats = policy_loss(
             self.config,
             **common,
-            old_log_probs=log_probs if self._measures else flat([row.old_log_probs for row in rows], torch.float32),
+            old_log_probs=self._old(numbers, batch, log_probs, flat),
             advantages=flat([row.signal.advantages for row in rows], torch.float32),
             mask=flat([row.signal.policy_mask for row in rows], torch.bool),
             entropy=entropy,
@@ -132,6 +135,18 @@ class PolicyObjective:
         trained = self.denominators.trained_tokens
         known = {name: means.get(name, 0.0) * self._computed / trained for name in _NEEDS_ADVANTAGE} if trained else {}
         return {**means, **known}
+
+    def _old(self, numbers: Sequence[int], batch: MicroBatch, log_probs: torch.Tensor, flat: Flat) -> torch.Tensor:
+        """What each token's log-prob is compared with: the row's own where the update measures it."""
+        known = [self.signals[number].old_log_probs for number in numbers]
+        measures = [values is None for values in known]
+        if all(measures):
+            return log_probs
+        none = [np.zeros(len(self.selections[number]), dtype=np.float32) for number in numbers]
+        stored = flat([rest if values is None else values for values, rest in zip(known, none, strict=True)], torch.float32)
+        if not any(measures):
+            return stored
+        return torch.where(torch.tensor(measures, device=log_probs.device)[batch.gathered_row], log_probs, stored)
 
     def _weights(self, numbers: Sequence[int], measured: Mapping[int, np.ndarray]) -> list[np.ndarray]:
         """Per row, float32 [response]."""

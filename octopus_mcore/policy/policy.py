@@ -4,7 +4,7 @@ Every call is collective."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class UpdateReport:
     `policy.losses`, then gradient norm and learning rate, and over all replicas the tokens that were computed and the
     operations of its forward and backward passes. `row_tokens` is how many tokens its rows have, each counted whole, and
     `balance` how they were dealt to micro-batches and ranks. `log_probs` are those of the selected tokens before the update,
-    float32 [selected tokens] for each of its rows, where the objective measures them (`PolicyObjective`); empty otherwise."""
+    float32 [selected tokens], by number of the row, of the rows that the objective measures (`PolicyObjective`)."""
 
     losses: Mapping[str, float]
     means: Mapping[str, float]
@@ -50,7 +50,7 @@ class UpdateReport:
     flops: Flops = Flops()
     row_tokens: int = 0
     balance: PlanBalance | None = None
-    log_probs: tuple[np.ndarray, ...] = ()
+    log_probs: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class Policy:
@@ -156,7 +156,7 @@ class Policy:
             sum(counts, Flops()),
             sum(len(row) for row in rows),
             work.balance,
-            tuple(measured[number] for number in sorted(measured)),
+            measured,
         )
 
     def weight_stream(self, target: WeightStreamTarget) -> WeightStream:

@@ -2,8 +2,9 @@
 the policy measured of them.
 
 Old log-probs are those of the weights before the step. The first update runs on these weights, so its own forward pass
-measures them; only rows of later updates need a pass before. The reference sees each distinct first attempt once. What cannot
-change anything is not computed (`training.needed`).
+measures them; only rows of later updates need a pass before. A rollout that came with old log-probs keeps them: a buffer stage
+took it from an earlier step, and they are of the policy that generated it. The reference sees each distinct first attempt once.
+What cannot change anything is not computed (`training.needed`).
 """
 
 from __future__ import annotations
@@ -64,14 +65,15 @@ def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> 
     """The step's mini-batches, with the old log-probs of all but the first, and the reference's on KL tokens.
 
     Raises:
-        ValueError: an engine's log-prob is not finite.
+        ValueError: an engine's log-prob is not finite, or a replayed rollout's old log-prob of a trained token is not known.
     """
     for native in (native for group in groups for native in group.natives):
         known_behaviour(native)  # all ranks refuse it here; in the update, one rank would, and the others wait
     loss, temperature = phase.loss, phase.rollout.temperature
     parts = parts_of(groups, phase.updates_per_step, loss)
-    later = [need for part in parts[1:] for need in part.needed]
-    old = _old_log_probs(policy, later, temperature)
+    replayed = _replayed([need for part in parts for need in part.needed])
+    later = [need for part in parts[1:] for need in part.needed if need.place not in replayed]
+    old = _old_log_probs(policy, later, temperature) | replayed
     firsts = _first_attempts(groups, parts) if loss.kl_coefficient > 0 else []
     reference = _reference_log_probs(policy, firsts, temperature)
     mini_batches = tuple(_mini_batch(part, old, reference, loss) for part in parts)
@@ -83,23 +85,29 @@ def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> 
 
 
 def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLPhaseConfig) -> MeasuredGroups:
-    """What the updates of the step and the pass before them measured; `reports` are those of the mini-batches, in order."""
+    """What the updates of the step and the pass before them measured; `reports` are those of the mini-batches, in order.
+
+    Replayed rollouts keep their old log-probs, which say nothing of this step: its metrics are over the others.
+    """
     old: dict[Place, np.ndarray] = {}
     for mini_batch, report in zip(batch.mini_batches, reports, strict=True):
         objective = mini_batch.objective
         for index, (place, chosen) in enumerate(zip(mini_batch.places, objective.selections, strict=True)):
             known = objective.signals[index].old_log_probs
             old[place] = _spread(report.log_probs[index], chosen) if known is None else known
-    groups = tuple(
+    for place in _stored(batch.groups):
+        old.pop(place, None)
+    fresh = [
         replace(group, rollouts=tuple(_with_old(r, old.get((number, i))) for i, r in enumerate(group.rollouts)))
         for number, group in enumerate(batch.groups)
-    )
-    ratios = np.concatenate([np.zeros(0), *(splice_log_ratios(group) for group in groups)])
-    mismatch, threshold, alarm = mismatch_metrics(groups, phase.loss.mismatch_cap), phase.rollout.mismatch_alarm, None
+    ]
+    groups = tuple(map(_with_stored, fresh, batch.groups))
+    ratios = np.concatenate([np.zeros(0), *(splice_log_ratios(group) for group in fresh)])
+    mismatch, threshold, alarm = mismatch_metrics(fresh, phase.loss.mismatch_cap), phase.rollout.mismatch_alarm, None
     if mismatch and threshold is not None:
         alarm = mismatch_alarm(mismatch, threshold)
         mismatch["mismatch/alarm"] = float(alarm is not None)
-    return MeasuredGroups(groups, splice_metrics(ratios) | mismatch | weight_metrics(groups, phase.loss), alarm)
+    return MeasuredGroups(groups, splice_metrics(ratios) | mismatch | weight_metrics(fresh, phase.loss), alarm)
 
 
 def _mini_batch(
@@ -121,6 +129,37 @@ def _mini_batch(
 def _weights(rollout: Rollout, loss: LossConfig, old: np.ndarray) -> np.ndarray:
     """`token_weights` of a row that may end before its rollout."""
     return token_weights(_with_old(rollout, old), loss)[: len(old)]
+
+
+def _stored(groups: Sequence[Group]) -> list[Place]:
+    """The places of rollouts that came with old log-probs."""
+    return [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts) if r.old_log_probs is not None]
+
+
+def _with_stored(measured: Group, given: Group) -> Group:
+    """The measured group, with rollouts that came with old log-probs as they came."""
+    pairs = zip(measured.rollouts, given.rollouts, strict=True)
+    return replace(measured, rollouts=tuple(new if own.old_log_probs is None else own for new, own in pairs))
+
+
+def _replayed(needed: Sequence[NeededRow]) -> dict[Place, np.ndarray]:
+    """Old log-probs that rollouts came with, float32 [response of the row] by place.
+
+    Raises:
+        ValueError: that of a trained token is not known.
+    """
+    stored = {}
+    for need in (need for need in needed if need.rollout.old_log_probs is not None):
+        old = need.rollout.old_log_probs[: len(need.selection)]
+        unknown = need.signal.policy_mask & ~np.isfinite(old)
+        if unknown.any():
+            place = int(np.flatnonzero(unknown)[0])
+            raise ValueError(
+                f"prompt {need.row.name}: a replayed rollout trains its response token {place}, whose old log-prob is "
+                f"{old[place]}; a buffer stage may only give back what the loss has read before"
+            )
+        stored[need.place] = old
+    return stored
 
 
 def _old_log_probs(policy: Policy, needed: Sequence[NeededRow], temperature: float) -> dict[Place, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import PromptSource
 from octopus_mcore.experience.journal import read_groups
 from octopus_mcore.experience.spans import SpanFinder
-from octopus_mcore.experience.types import Group, Prompt
+from octopus_mcore.experience.types import Group, Prompt, Rollout
 from octopus_mcore.models.costs.peaks import peak_flops
 from octopus_mcore.models.hf_folder import save_hf_folder
 from octopus_mcore.observe.metrics import MetricLog
@@ -134,7 +134,7 @@ class Session:
             ValueError: it was recorded for other prompts.
         """
         file = recorded.rollouts_file(self.state.phase, self.state.step + 1)
-        natives = {group.prompt.uid: group.natives for group in read_groups(file)}
+        natives = {group.prompt.uid: tuple(map(_unmeasured, group.natives)) for group in read_groups(file)}
         if missing := [prompt.uid for prompt in prompts if prompt.uid not in natives]:
             raise ValueError(
                 f"{file} holds no rollouts of prompt {missing[0]}: it was recorded with another seed, source or batch size"
@@ -192,6 +192,11 @@ class Session:
         """Forgets all images but those of these prompts and of the evaluation sets."""
         kept = [prompt for group in self.evaluation_prompts.values() for prompt in group]
         self.processor.images.retain({image.key for prompt in (*kept, *prompts) for image in prompt.images})
+
+
+def _unmeasured(rollout: Rollout) -> Rollout:
+    """As the engine gave it: what the recording run's trainer measured is of another policy."""
+    return replace(rollout, old_log_probs=None)
 
 
 @contextmanager

@@ -129,11 +129,16 @@ def _economical(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -
         reports.append(policy.update(part.rows, part.objective, TEMPERATURE, RATE))
         step.add(reports[-1])
         if reports[-1].log_probs:
-            step.again.append(all(np.array_equal(*pair) for pair in zip(before, reports[-1].log_probs, strict=True)))
+            step.again.append(all(np.array_equal(*pair) for pair in zip(before, in_order(reports[-1]), strict=True)))
     measured = measured_groups(batch, reports, phase)
     step.old = {(g, i): r.old_log_probs for g, group in enumerate(measured.groups) for i, r in enumerate(group.rollouts)}
     step.metrics = {**batch.metrics, **measured.metrics}
     return step
+
+
+def in_order(report: UpdateReport) -> list[np.ndarray]:
+    """The log-probs of an update that measured all its rows."""
+    return [report.log_probs[number] for number in range(len(report.log_probs))]
 
 
 def _exhaustive(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> Step:

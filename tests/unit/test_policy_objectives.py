@@ -165,12 +165,10 @@ def test_kl_tokens_without_reference_are_refused_and_others_need_none():
         run(PolicyObjective(LossConfig(kl_coefficient=0.1), [free[0], held]), rows, table, [[0, 1]])
 
 
-def test_a_mini_batch_that_is_weighted_or_measured_in_part_is_refused():
+def test_a_mini_batch_that_is_weighted_in_part_is_refused():
     signals = make_signals([2, 3], 0, weighted=True)
     with pytest.raises(ValueError, match="1 of 2 rows have weights"):
         PolicyObjective(LossConfig(), [signals[0], replace(signals[1], weigh=None)])
-    with pytest.raises(ValueError, match="1 of 2 rows have old log-probs"):
-        PolicyObjective(LossConfig(), [signals[0], replace(signals[1], old_log_probs=None)])
 
 
 # -- the update's own forward pass as the one that measures ----------------------------------------
@@ -205,6 +203,44 @@ def test_measuring_in_the_update_equals_measuring_before_it(lengths, loss, seed,
     trained = means(found[2])
     if "ratio" in trained:
         assert trained["ratio"] == 1 and trained["old_kl"] == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
+def test_rows_with_stored_log_probs_and_rows_that_the_update_measures_share_a_mini_batch(lengths, loss, seed, weighted, data):
+    """Bit by bit what it is with the update's own log-probs given to the latter; only theirs are handed back."""
+    rows = make_rows(lengths)
+    table = log_prob_table(rows, seed).detach().float().requires_grad_()
+    signals = make_signals(lengths, seed, weighted)
+    fresh = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    mixed = [replace(row, old_log_probs=None) if new else row for row, new in zip(signals, fresh, strict=True)]
+    known = [
+        replace(row, old_log_probs=table.detach()[rows[i].token_ids[rows[i].prompt_length :]].numpy()) if fresh[i] else row
+        for i, row in enumerate(signals)
+    ]
+    micro_batches = partitions(len(rows), data)
+    found, expected = (run(PolicyObjective(loss, s), rows, table, micro_batches) for s in (mixed, known))
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(a, b)
+    assert found[3] == expected[3] and means(found[2]) == means(expected[2])
+    handed_back = recorded_log_probs(PolicyObjective(loss, mixed), rows, table, micro_batches)
+    assert handed_back.keys() == {number for number, new in enumerate(fresh) if new}
+
+
+def test_a_stored_log_prob_makes_the_ratio_and_a_measured_one_is_ratio_one():
+    """Two rows of two tokens, advantage 1, GRPO; of the first it is known that its tokens became e^0.1 times as likely."""
+    loss = LossConfig(kind="grpo", clip_low=0.2, clip_high=0.35, dual_clip=None)
+    rows = make_rows([2, 2])
+    table = torch.full((sum(map(len, rows)),), -1.0, dtype=torch.float64, requires_grad=True)
+    everything = np.ones(2, dtype=bool)
+    signal = TrainingSignal(everything, ~everything, np.ones(2, dtype=np.float32))
+    signals = [RowSignal(signal, np.full(2, -1.1, dtype=np.float32)), RowSignal(signal, None)]
+    total, gradient, stats, _ = run(PolicyObjective(loss, signals), rows, table, [[1, 0]])
+    first, second = np.exp(0.1), 1.0
+    assert float(total) == pytest.approx(-(first + second) / 2, rel=1e-6)
+    assert gradient[rows[0].token_ids[-1]].item() == pytest.approx(-first / 4, rel=1e-6)
+    assert gradient[rows[1].token_ids[-1]].item() == -0.25
+    assert means(stats)["ratio"] == pytest.approx((first + second) / 2, rel=1e-6)
 
 
 def recorded_log_probs(objective, rows, table, micro_batches) -> dict[int, np.ndarray]:

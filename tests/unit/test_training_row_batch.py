@@ -49,10 +49,11 @@ class FakePolicy:
         ]
 
     def update(self, rows, objective):
-        measures = [signal.old_log_probs is None for signal in objective.signals]
-        assert len(set(measures)) <= 1 and len(objective.signals) == len(rows)
-        log_probs = self.log_probs(rows, objective.selections, 0.7) if any(measures) else ()
-        return UpdateReport({"loss": 0.0}, {}, 1.0, 0.1, log_probs=tuple(log_probs))
+        assert len(objective.signals) == len(rows)
+        own = [number for number, signal in enumerate(objective.signals) if signal.old_log_probs is None]
+        chosen = [rows[number] for number in own], [objective.selections[number] for number in own]
+        log_probs = self.log_probs(*chosen, 0.7) if own else ()
+        return UpdateReport({"loss": 0.0}, {}, 1.0, 0.1, log_probs=dict(zip(own, log_probs, strict=True)))
 
     def asked(self, reference: bool) -> list:
         """(row, selection) of the passes of one role; at most one is made."""
@@ -196,17 +197,60 @@ def test_several_updates_measure_what_one_measures():
         assert (other.metrics, other.alarm) == (found[0].metrics, found[0].alarm)
 
 
-def test_log_probs_of_another_run_do_not_stay():
-    """Replayed rollouts come with what the recording run measured."""
+# -- rollouts of an earlier step ----------------------------------------
+
+
+def replayed(group: Group, which: set[int], phase: RLPhaseConfig) -> Group:
+    """The group as a replay stage gives it back: these rollouts with other old log-probs than today's, where the loss reads."""
+    then = stepped([group], phase).groups[0]
+    stored = (r.old_log_probs if r.old_log_probs is None else r.old_log_probs - np.float32(0.5) for r in then.rollouts)
+    pairs = enumerate(zip(group.rollouts, stored, strict=True))
+    return replace(group, rollouts=tuple(replace(r, old_log_probs=old) if i in which else r for i, (r, old) in pairs))
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize(("mask", "kl"), [("none", 0.0), ("first", 0.1)])
+def test_old_log_probs_that_rollouts_came_with_are_compared_with_and_never_measured(mask, kl, updates):
+    phase = phase_of(mask, kl, updates=updates)
+    plain = buffered([["wc", "cw", "c"], ["cc", "w", "cw"]], phase)
+    groups = [replayed(plain[0], {0, 2}, phase), replayed(plain[1], {1, 2}, phase)]
+    given = {(0, 0), (0, 2), (1, 1), (1, 2)}
+    policy = FakePolicy()
+    batch = row_batch(policy, groups, phase)
+    for number, place, _row, signal in computed(batch):
+        rollout = groups[place[0]].rollouts[place[1]]
+        if place in given:
+            np.testing.assert_array_equal(signal.old_log_probs, rollout.old_log_probs[: len(signal.signal.policy_mask)])
+        else:
+            assert (signal.old_log_probs is None) == (number == 0)
+    measured = measured_groups(batch, [policy.update(part.rows, part.objective) for part in batch.mini_batches], phase)
+    asked = sum(int(c.sum()) for call in policy.calls if not call["reference"] for c in call["selections"])
+    places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
+    at = {(g, i): measured.groups[g].rollouts[i] for g, i in places}
+    assert asked == sum(int(at[place].measured_mask().sum()) for place in places if place not in given)
+    today = stepped(plain, phase)
+    for g, i in places:
+        expected = groups[g].rollouts[i] if (g, i) in given else today.groups[g].rollouts[i]
+        assert same_group(replace(plain[0], rollouts=(at[g, i],)), replace(plain[0], rollouts=(expected,)))
+
+
+def test_replayed_rollouts_say_nothing_of_this_steps_mismatch():
+    """What they came with is of another step; natives of today are measured all the same."""
+    phase = phase_of("none", 0.0, mismatch="truncate")
+    groups = [with_engine(group, 0.25) for group in buffered([["wc", "cw", "c"]], phase)]
+    metrics = stepped([replayed(groups[0], {0}, phase)], phase).metrics
+    rest = [native for native in groups[0].natives[1:]]
+    assert metrics["mismatch/max"] == pytest.approx(0.25, abs=1e-6)
+    assert metrics["mismatch/mean"] == pytest.approx(0.25 * len(rest) / sum(len(r.token_ids) for r in rest), abs=1e-7)
+
+
+def test_a_replayed_rollout_whose_trained_tokens_were_never_measured_is_refused():
     phase = phase_of("none", 0.0)
-    old = [
-        replace(
-            group,
-            rollouts=tuple(replace(r, old_log_probs=np.zeros(len(r.token_ids), dtype=np.float32)) for r in group.rollouts),
-        )
-        for group in (silenced(group) for group in buffered([["wc", "cw"]], phase))
-    ]
-    assert all(rollout.old_log_probs is None for group in stepped(old, phase).groups for rollout in group.rollouts)
+    (group,) = buffered([["wc", "cw"]], phase)
+    group = replayed(group, {0}, phase)
+    group.rollouts[0].old_log_probs[5] = np.nan
+    with pytest.raises(ValueError, match="prompt question-0: a replayed rollout trains its response token 5, .* is nan"):
+        row_batch(FakePolicy(), [group], phase)
 
 
 # -- the reference ----------------------------------------

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from octopus_mcore.data.processor import PromptTooLong
+from octopus_mcore.experience.journal import append_groups
 from octopus_mcore.experience.types import Prompt
+from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.training import phase
 from octopus_mcore.training.session import RunState, Session
+from tests.experience_groups import group_of, same_group
 
 
 @dataclass
@@ -97,3 +102,15 @@ def test_weights_are_brought_for_an_evaluation_and_not_for_none() -> None:
     assert session.evaluate("sft", 1, [], None) == {} and calls == []
     session.evaluate("sft", 1, ["v"], None)
     assert calls == ["sync", "evaluation"]
+
+
+def test_recorded_rollouts_come_without_what_the_recording_runs_trainer_measured(tmp_path: Path) -> None:
+    """It is of another policy; the loss would take them for replayed rollouts, and compare with it."""
+    group = group_of(["wc", "c"])
+    old = tuple(replace(r, old_log_probs=np.zeros(len(r.token_ids), dtype=np.float32)) for r in group.rollouts)
+    recorded = RunDirectory(tmp_path)
+    append_groups(recorded.rollouts_file("rl", 1), [replace(group, rollouts=old)])
+    session = session_with(EveryThirdFits())
+    session.state.phase = "rl"
+    (found,) = session.generate([group.prompt], SimpleNamespace(rollout=SimpleNamespace(replay=str(tmp_path))), None)
+    assert same_group(found, group)
