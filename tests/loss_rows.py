@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from octopus_mcore.config.loss import LossConfig
-from octopus_mcore.policy.losses import Stats, kl_loss, policy_loss
+from octopus_mcore.policy.losses import Stats, entropy_loss, kl_loss, policy_loss
 from octopus_mcore.runtime.seeds import torch_generator
 
-KINDS = ["grpo", "gspo", "gspo_token"]
-AGGREGATIONS = ["sequence_mean", "token_mean"]
+KINDS = ["grpo", "gspo", "gspo_token", "cispo", "reinforce"]
+CLIPPED = KINDS[:3]
+AGGREGATIONS = ["sequence_mean", "token_mean", "constant"]
+LENGTH = 12
+"""`length_constant` of these tests."""
 WIDE = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
 
 
@@ -74,6 +77,11 @@ def run_policy(
         num_rows=len(rows),
         weights=weights,
     )
+
+
+def run_entropy(config: LossConfig, rows: list[Row], entropy: torch.Tensor) -> torch.Tensor:
+    """The entropy loss of the rows with these entropies."""
+    return entropy_loss(config, entropy=entropy, mask=flat(rows, "mask"), row_index=row_index(rows), num_rows=len(rows))
 
 
 def run_kl(config: LossConfig, rows: list[Row], new: torch.Tensor) -> tuple[torch.Tensor, Stats]:

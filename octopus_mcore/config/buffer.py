@@ -34,8 +34,11 @@ class BufferConfig(Section):
     mask: Literal["none", "first", "changed"] = "none"
     """`none` trains every token; `first` (stage I) masks first attempt and separator of every rollout with a correction;
     `changed` (stage II) masks them only where first and final correctness differ (wc, cw)."""
-    advantage: Literal["group", "stratified", "separate"] = "group"
-    """`group` is GRPO over the whole group; `stratified` normalises within equal first-attempt correctness; `separate` gives
-    the first attempt an advantage from its own reward and the correction one from its own."""
+    advantage: Literal["group", "group_mean", "leave_one_out", "batch", "group_then_batch", "stratified", "separate"] = "group"
+    """`group` is GRPO over the whole group; `group_mean` the same without the division by the standard deviation;
+    `leave_one_out` the reward less the mean of the group's *other* rollouts; `batch` normalises over all rollouts of the step;
+    `group_then_batch` takes the group's mean off and divides by the deviation over the step. `stratified` normalises within
+    equal first-attempt correctness; `separate` gives the first attempt an advantage from its own reward and the correction one
+    from its own."""
     advantage_epsilon: float = Field(default=1e-6, gt=0)
-    """Added to the group's standard deviation."""
+    """Added to the standard deviation, in modes that divide by one."""

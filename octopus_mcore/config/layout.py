@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from octopus_mcore.config.loss_checks import check_loss
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision, offload_refusal
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
@@ -180,18 +181,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
                 f"{key}.buffer.recombine.target={recombine.target}: {n} natives (rollout.n) give only {pairs} pairs to build "
                 f"{recombine.target - n} more rollouts from"
             )
-    if n < 2 and not (recombine.enabled and recombine.target > n):
-        yield f"{key}.rollout.n=1 without recombination: the advantage of a group of one is always 0; take rollout.n >= 2"
-    if phase.loss.kl_coefficient > 0 and buffer.mask == "changed":
-        yield (
-            f"{key}.loss.kl_coefficient={phase.loss.kl_coefficient:g} has no effect with {key}.buffer.mask=changed, which "
-            "marks no token for the KL term; set the coefficient to 0, or the mask to first (first attempts) or none (all)"
-        )
-    if phase.loss.kind == "gspo" and buffer.advantage == "separate":
-        yield (
-            f"{key}.loss.kind=gspo has one ratio and one advantage per row, but {key}.buffer.advantage=separate gives a row "
-            "two; take gspo_token"
-        )
+    yield from check_loss(key, phase)
 
 
 def _check_evaluation(config: Config) -> Iterator[str]:

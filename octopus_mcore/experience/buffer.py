@@ -39,7 +39,8 @@ class Buffer:
         self._target = target
 
     def __call__(self, groups: Sequence[Group], ctx: StageContext) -> BufferResult:
-        """The groups after all stages. Each group's result depends on (seed, step, uid) and itself alone, not on its place.
+        """The groups after all stages. Each group's result depends on (seed, step, uid) and itself alone, not on its place;
+        only advantages that compare over the step (`batch`, `group_then_batch`) depend on which other groups there are.
 
         Raises:
             ValueError: a rollout has not been judged, or two groups share a uid (they would share their random choices).

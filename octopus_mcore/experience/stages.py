@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from octopus_mcore.config.buffer import RecombineConfig
-from octopus_mcore.experience.advantages import AdvantageMode, constant, token_advantages
+from octopus_mcore.experience.advantages import AdvantageMode, constant, step_advantages
 from octopus_mcore.experience.masks import MaskMode, kl_mask, policy_mask
 from octopus_mcore.experience.recombine import PairJudgement, recombine
 from octopus_mcore.experience.statistics import judgement_of
@@ -119,11 +119,12 @@ class Advantage(StatelessStage):
         Raises:
             ValueError: a rollout has no masks yet.
         """
-        return [self._with_advantages(group) for group in groups]
+        advantages = step_advantages(groups, self._mode, self._epsilon, self._judge)
+        return [_with_advantages(*pair) for pair in zip(groups, advantages, strict=True)]
 
-    def _with_advantages(self, group: Group) -> Group:
-        advantages = token_advantages(group, self._mode, self._epsilon, self._judge)
-        return replace(group, rollouts=tuple(_with_advantage(*pair) for pair in zip(group.rollouts, advantages, strict=True)))
+
+def _with_advantages(group: Group, advantages: Sequence[np.ndarray]) -> Group:
+    return replace(group, rollouts=tuple(_with_advantage(*pair) for pair in zip(group.rollouts, advantages, strict=True)))
 
 
 def _with_advantage(rollout: Rollout, advantages: np.ndarray) -> Rollout:

@@ -32,14 +32,26 @@ class Denominators:
         )
 
     def policy(self, config: LossConfig) -> int:
-        """Divisor of the summed policy loss: trained rows (`sequence_mean`) or trained tokens (`token_mean`).
+        """Divisor of the summed policy loss: trained rows (`sequence_mean`), trained tokens (`token_mean`), or trained rows ×
+        `length_constant` (`constant`: Dr. GRPO, arXiv 2503.20783).
 
         A row without a trained token is not counted: it is an exclusion, and leaving out a bad response must not shrink the
         step of the good ones. (The released program counts it; in the paper's two stages every row trains some token, so the
         two agree.)
         Never below 1: the sum over nothing is 0; `trained_tokens == 0` tells the loop to leave the update out.
+
+        Raises:
+            ValueError: aggregation `constant` whose length nobody has resolved (`LossConfig.with_length`).
         """
-        return max(self.trained_rows if config.aggregation == "sequence_mean" else self.trained_tokens, 1)
+        if config.aggregation == "token_mean":
+            return max(self.trained_tokens, 1)
+        if config.aggregation == "sequence_mean":
+            return max(self.trained_rows, 1)
+        if config.length_constant is None:
+            raise ValueError(
+                "loss.aggregation constant without a length: resolve the configuration with LossConfig.with_length"
+            )
+        return max(self.trained_rows, 1) * config.length_constant
 
     @property
     def kl(self) -> int:

@@ -1,8 +1,9 @@
-"""Policy loss, KL term and NLL as sums over the tokens of a flat micro-batch.
+"""Policy loss, entropy bonus, KL term and NLL as sums over the tokens of a flat micro-batch.
 
 Every loss here returns its *unnormalised* sum; the caller divides by one number for the whole global mini-batch:
 
-    loss = policy_loss / denominators.policy(config) + config.kl_coefficient · kl_loss / denominators.kl
+    loss = (policy_loss + config.entropy_coefficient · entropy_loss) / denominators.policy(config)
+         + config.kl_coefficient · kl_loss / denominators.kl
     loss = nll_loss / total_weight(weights)
 
 (see `denominators.py`). Shapes, everywhere: T selected tokens, R rows; `log_probs` [T] requires grad, `mask` [T] is bool,
@@ -43,56 +44,63 @@ def policy_loss(
     entropy: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
-    """The summed clipped policy loss of a micro-batch, and its statistics.
+    """The summed policy loss of a micro-batch, and its statistics.
 
     With M_i the masked tokens of row i, d_t = log π_t − log π_old,t and A_t the advantage, the ratio w_t of token t in row i is
 
-    - `grpo`: w_t = exp(d_t)  (PPO, arXiv 1707.06347 Eq. 7; GRPO, arXiv 2402.03300 Eq. 3);
+    - `grpo`: w_t = exp(d_t). The loss of PPO-clip (arXiv 1707.06347 Eq. 7) and of GRPO (arXiv 2402.03300 Eq. 3), which differ
+      in where advantages come from: a critic there, the group here. No critic is trained;
     - `gspo`: w_t = s_i = exp(mean of d over M_i)  (GSPO, arXiv 2507.18071 Eqs. 5 and 7), the same for the whole row;
     - `gspo_token`: w_t = sg[s_i] · π_t / sg[π_t]  (ibid. Eqs. 13 and 14), equal to s_i in value, with its gradient through π_t.
 
     The token's loss is the clipped one with separate bounds (clip-higher, DAPO, arXiv 2503.14476 §3.1),
     max(−A·w, −A·clip(w, 1 − clip_low, 1 + clip_high)), for A < 0 bounded by −A·dual_clip (dual clip, arXiv 1912.09729).
+    Two kinds take the gradient of the log-prob itself, so that no bound ever stops a token's gradient:
+
+    - `cispo`: −sg[clip(exp(d_t), 1 − clip_low, 1 + clip_high)] · A · log π_t  (MiniMax-M1, arXiv 2506.13585 Eqs. 4 and 5);
+    - `reinforce`: −A · log π_t, without any ratio  (Williams 1992; as in RLOO, arXiv 2402.14740). Of the weights before the
+      step, that is: in a step's later updates it is off-policy by the earlier ones.
+
     With `weights` [T] (constants: `experience.mismatch.token_weights`) it is multiplied by the token's weight after all
     clipping, as in truncated importance sampling and IcePop. A token of weight 0 still counts in mean and denominator: it was
     sampled, and its importance is 0. If it left the count, the rest of its row, or of the batch, would be pushed the harder the
     more had to be dropped.
-    The sum returned is Σ_i mean over M_i (`sequence_mean`) or Σ over all masked tokens (`token_mean`).
+    The sum returned is Σ_i mean over M_i (`sequence_mean`) or Σ over all masked tokens (`token_mean`, `constant`).
 
-    Statistics, all per masked token: `ratio`; `clip_low`, `clip_high`, `dual_clip` (shares of tokens whose gradient a bound
-    stops); `old_kl` (k3 estimate of KL(π_old ‖ π) from *token* ratios, whatever the loss's own ratio); `entropy` if given.
+    Statistics, all per masked token: `ratio` (of `reinforce`: exp(d_t), which it does not use); `clip_low`, `clip_high`,
+    `dual_clip` (shares of tokens whose gradient a bound stops, or, under `cispo`, whose weight it cuts; tokens of advantage 0
+    never count); `old_kl` (k3 estimate of KL(π_old ‖ π) from *token* ratios, whatever the loss's own ratio); `entropy`.
 
     Raises:
         ValueError: kind `gspo` with several advantages inside a row: a sequence ratio has one; `gspo_token` takes many.
     """
-    log_ratio = _masked(mask, log_probs) - _masked(mask, old_log_probs.detach())
+    new = _masked(mask, log_probs)
+    log_ratio = new - _masked(mask, old_log_probs.detach())
     advantages = _masked(mask, advantages.detach())
     if config.kind == "gspo":
         _require_constant(advantages, mask, row_index, num_rows)
     ratio = _ratio(config.kind, log_ratio, mask, row_index, num_rows)
-    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
-    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(low, high))
-    dual_clipped = torch.zeros_like(mask)
-    if config.dual_clip is not None:
-        bound = -advantages * config.dual_clip
-        dual_clipped = (advantages < 0) & (loss > bound)
-        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    loss, cut = _TOKEN_LOSS[config.kind](config, new, ratio, advantages)
     if weights is not None:
         loss = loss * _masked(mask, weights.detach())
     with torch.no_grad():
         bounded = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         stats = {
             "ratio": _over_tokens(ratio, mask),
-            "clip_low": _over_tokens((advantages < 0) & (ratio < low), mask),
-            "clip_high": _over_tokens((advantages > 0) & (ratio > high), mask),
-            "dual_clip": _over_tokens(dual_clipped, mask),
+            **{name: _over_tokens(tokens, mask) for name, tokens in cut.items()},
             "old_kl": _over_tokens(bounded.exp() - 1 - bounded, mask),
         }
         if entropy is not None:
             stats["entropy"] = _over_tokens(entropy, mask)
-    if config.aggregation == "token_mean":
-        return _masked(mask, loss).sum(), stats
-    return _row_means(loss, mask, row_index, num_rows).sum(), stats
+    return _aggregated(config, loss, mask, row_index, num_rows), stats
+
+
+def entropy_loss(config: LossConfig, *, entropy: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
+    """The summed entropy bonus as a loss: −H of the masked tokens, added up as the policy loss is (A3C, arXiv 1602.01783 §4).
+
+    `entropy` [T] in nats, with its gradient. It moves every trained token, also those without advantage.
+    """
+    return -_aggregated(config, entropy, mask, row_index, num_rows)
 
 
 def kl_loss(
@@ -146,8 +154,38 @@ def means(stats: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: value / count for name, (value, count) in pairs.items() if count > 0}
 
 
+def _clipped(config: LossConfig, new: Tensor, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each token under PPO's clip, and which tokens each bound stops."""
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(low, high))
+    dual_clipped = torch.zeros_like(advantages, dtype=torch.bool)
+    if config.dual_clip is not None:
+        bound = -advantages * config.dual_clip
+        dual_clipped = (advantages < 0) & (loss > bound)
+        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    cut = {"clip_low": (advantages < 0) & (ratio < low), "clip_high": (advantages > 0) & (ratio > high)}
+    return loss, {**cut, "dual_clip": dual_clipped}
+
+
+def _cispo(config: LossConfig, new: Tensor, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each log-prob under the clipped ratio as a constant weight, and which weights each bound cuts."""
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    teaches = advantages != 0
+    cut = {"clip_low": teaches & (ratio < low), "clip_high": teaches & (ratio > high), "dual_clip": torch.zeros_like(teaches)}
+    return -ratio.detach().clamp(low, high) * advantages * new, cut
+
+
+def _reinforce(config: LossConfig, new: Tensor, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each log-prob as it is; nothing is cut."""
+    return -advantages * new, {name: torch.zeros_like(new) for name in ("clip_low", "clip_high", "dual_clip")}
+
+
+_TOKEN_LOSS = {"grpo": _clipped, "gspo": _clipped, "gspo_token": _clipped, "cispo": _cispo, "reinforce": _reinforce}
+"""By kind, the loss of each token and which tokens each bound acts on."""
+
+
 def _ratio(kind: str, log_ratio: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
-    if kind == "grpo":
+    if kind in ("grpo", "cispo", "reinforce"):
         return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     mean = _row_means(log_ratio, mask, row_index, num_rows).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     sequence = mean.exp().index_select(0, row_index)
@@ -171,6 +209,13 @@ def _masked(mask: Tensor, values: Tensor) -> Tensor:
     """Values at masked tokens, 0 elsewhere (also where they are infinite), in float32 at least, gradient kept."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def _aggregated(config: LossConfig, values: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
+    """The sum that `Denominators.policy` divides: of the rows' means, or of all masked tokens."""
+    if config.aggregation == "sequence_mean":
+        return _row_means(values, mask, row_index, num_rows).sum()
+    return _masked(mask, values).sum()
 
 
 def _row_means(values: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:

@@ -13,7 +13,7 @@ from octopus_mcore.experience.types import TrainingSignal
 from octopus_mcore.models.costs.flops import Work
 from octopus_mcore.models.micro_batch import MicroBatch
 from octopus_mcore.policy.denominators import Denominators, count_denominators, total_weight
-from octopus_mcore.policy.losses import Stats, kl_loss, nll_loss, policy_loss
+from octopus_mcore.policy.losses import Stats, entropy_loss, kl_loss, nll_loss, policy_loss
 from octopus_mcore.policy.work import micro_batch_work
 
 Weigh = Callable[[np.ndarray], np.ndarray]
@@ -68,7 +68,7 @@ class RowSignal:
 
 
 class PolicyObjective:
-    """Clipped policy loss plus KL term of one global mini-batch, normalised over all of it.
+    """Policy loss, entropy bonus and KL term of one global mini-batch, normalised over all of it.
 
     Args:
         config: the loss.
@@ -88,6 +88,7 @@ class PolicyObjective:
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
         computed = count_denominators(row.signal.policy_mask for row in signals)
         self.denominators: Denominators = computed if denominators is None else denominators
+        self._divisor = self.denominators.policy(config)
         self._computed = computed.trained_tokens
 
     def __call__(
@@ -104,17 +105,23 @@ class PolicyObjective:
             return torch.from_numpy(np.concatenate([*chosen, np.zeros(0, dtype=np.float32)])).to(device, dtype)
 
         common = {"log_probs": log_probs, "row_index": batch.gathered_row, "num_rows": len(rows)}
+        mask = flat([row.signal.policy_mask for row in rows], torch.bool)
         loss, stats = policy_loss(
             self.config,
             **common,
             old_log_probs=self._old(numbers, batch, log_probs, flat),
             advantages=flat([row.signal.advantages for row in rows], torch.float32),
-            mask=flat([row.signal.policy_mask for row in rows], torch.bool),
+            mask=mask,
             entropy=entropy,
             weights=flat(self._weights(numbers, measured), torch.float32) if self._weighted else None,
         )
-        loss = loss / self.denominators.policy(self.config)
+        loss = loss / self._divisor
         losses = {"policy_loss": loss}
+        if self.trains_entropy:
+            bonus = entropy_loss(self.config, entropy=entropy, mask=mask, row_index=batch.gathered_row, num_rows=len(rows))
+            bonus = self.config.entropy_coefficient * bonus / self._divisor
+            losses["entropy_loss"] = bonus
+            loss = loss + bonus
         if self.config.kl_coefficient > 0:
             reference = [_or_zeros(row.reference_log_probs, row) for row in rows]
             kl, kl_stats = kl_loss(
@@ -128,6 +135,11 @@ class PolicyObjective:
             stats |= kl_stats
             loss = loss + kl
         return loss, _record({**losses, "loss": loss}, stats, batch, measured)
+
+    @property
+    def trains_entropy(self) -> bool:
+        """Whether the entropies that it is called with need a gradient."""
+        return self.config.entropy_coefficient > 0
 
     def over_all_rows(self, means: Mapping[str, float]) -> dict[str, float]:
         """Means of the mini-batch's statistics, over all trained tokens where those that are not computed are known: no bound
@@ -171,6 +183,8 @@ class SupervisedObjective:
     def selections(self) -> list[np.ndarray]:
         """Per row the response tokens with a weight."""
         return [row != 0 for row in self._weights]
+
+    trains_entropy = False
 
     def over_all_rows(self, means: Mapping[str, float]) -> dict[str, float]:
         """All rows are computed."""

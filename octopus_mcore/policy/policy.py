@@ -134,7 +134,7 @@ class Policy:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         work = self._plan(rows, objective.selections)
-        head = HeadSettings(temperature, self._banned, with_entropy=True)
+        head = HeadSettings(temperature, self._banned, with_entropy=True, entropy_learns=objective.trains_entropy)
         records = self._pass(self.main, work, objective, head, forward_only=False)
         grad_norm = apply_update(self.optimizer, learning_rate)
         self.version += 1

@@ -32,17 +32,19 @@ from octopus_mcore.policy.visual import PassFeatures
 from octopus_mcore.runtime.world import World
 
 TokenFunction = Callable[[Sequence[int], MicroBatch, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, Any]]
-"""(row numbers of the micro-batch, the micro-batch, log-probs [U] row by row, entropies [U] without gradient or None) → (summed
-loss already divided by its global denominator, a record to hand back)."""
+"""(row numbers of the micro-batch, the micro-batch, log-probs [U] row by row, entropies [U] or None) → (summed loss already
+divided by its global denominator, a record to hand back)."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted."""
+    """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted, and whether with a
+    gradient: the head's backward pass then makes its logits again and needs a second tile."""
 
     temperature: float
     banned_token_ids: tuple[int, ...]
     with_entropy: bool = False
+    entropy_learns: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _finish(
     and a token count of 0, neither the schedule nor DDP nor the final gradient scaling divides by anything: the loss is already
     normalised."""
     log_probs, entropy = _selected(role, head, batch, hidden.squeeze(1))
-    entropy = None if entropy is None else entropy.detach()[batch.gathered]
+    entropy = None if entropy is None else entropy[batch.gathered]
     loss, record = function(numbers, batch, log_probs[batch.gathered], entropy)
     return loss, torch.zeros((), dtype=torch.int, device=hidden.device), record
 
@@ -172,6 +174,8 @@ def _selected(
         with_entropy=head.with_entropy,
         main_grad=getattr(weight, "main_grad", None),  # of a trained role; DDP's hook adds to it what autograd brings besides
     )
+    if entropy is not None and not head.entropy_learns:
+        entropy = entropy.detach()
     if role.megatron.context_parallel_size == 1:
         return log_probs, entropy
     values = spread_values(torch.stack((log_probs,) if entropy is None else (log_probs, entropy)), here)

@@ -2,7 +2,8 @@
 
 A row whose policy tokens all have advantage exactly 0 adds nothing to the policy loss, whatever its log-probs are. Where the KL
 term reads tokens of it, it is computed up to the last of these; otherwise not at all. Loss and gradient stay what they were,
-for the denominators count every row and token all the same (docs/method.md §6, «What is computed»).
+for the denominators count every row and token all the same (docs/method.md §6, «What is computed»). Under an entropy bonus
+every trained token adds something, and all rows are computed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _needed(number: int, groups: Sequence[Group], loss: LossConfig) -> list[Need
     rows = []
     for index, rollout in enumerate(groups[number].rollouts):
         signal = rollout.signal
-        teaches = bool(signal.advantages[signal.policy_mask].any())
+        teaches = loss.entropy_coefficient > 0 or bool(signal.advantages[signal.policy_mask].any())
         policy_mask = signal.policy_mask & teaches
         selection = read_tokens(policy_mask, signal.kl_mask, loss)
         if selection.any():

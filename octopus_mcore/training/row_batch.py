@@ -69,7 +69,7 @@ def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> 
     """
     for native in (native for group in groups for native in group.natives):
         known_behaviour(native)  # all ranks refuse it here; in the update, one rank would, and the others wait
-    loss, temperature = phase.loss, phase.rollout.temperature
+    loss, temperature = phase.loss.with_length(phase.rollout.max_new_tokens), phase.rollout.temperature
     parts = parts_of(groups, phase.updates_per_step, loss)
     replayed = _replayed([need for part in parts for need in part.needed])
     later = [need for part in parts[1:] for need in part.needed if need.place not in replayed]

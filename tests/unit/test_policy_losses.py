@@ -13,7 +13,7 @@ from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.policy.denominators import count_denominators
 from octopus_mcore.policy.losses import add_stats, kl_loss, means, nll_loss, policy_loss
 from octopus_mcore.runtime.seeds import torch_generator
-from tests.loss_rows import AGGREGATIONS, KINDS, WIDE, Row, flat, make_rows, row_index, run_kl, run_policy
+from tests.loss_rows import AGGREGATIONS, KINDS, LENGTH, WIDE, Row, flat, make_rows, row_index, run_entropy, run_kl, run_policy
 
 # Before the first update
 
@@ -64,15 +64,17 @@ def reference_policy_loss(
                 continue
             token = torch.exp(new_rows[i, t] - old[i, t])
             ratio = {
-                "grpo": token,
                 "gspo": sequence,
                 "gspo_token": sequence.detach() * torch.exp(new_rows[i, t]) / torch.exp(new_rows[i, t]).detach(),
-            }[config.kind]
+            }.get(config.kind, token)
             a = advantages[i, t]
             bounded = min(max(ratio, new.new_tensor(1 - config.clip_low)), new.new_tensor(1 + config.clip_high))
-            objective = min(a * ratio, a * bounded)
-            if a < 0 and config.dual_clip is not None:
-                objective = max(objective, a * config.dual_clip)
+            if config.kind in ("cispo", "reinforce"):
+                objective = (bounded.item() if config.kind == "cispo" else 1) * a * new_rows[i, t]
+            else:
+                objective = min(a * ratio, a * bounded)
+                if a < 0 and config.dual_clip is not None:
+                    objective = max(objective, a * config.dual_clip)
             row_total = row_total - weight[i, t] * objective
         total = total + (row_total / length if config.aggregation == "sequence_mean" else row_total)
     return total / denominator
@@ -89,7 +91,8 @@ def reference_policy_loss(
 )
 def test_equals_the_padded_reference(seed, lengths, kind, aggregation, dual_clip, weighted):
     rows = make_rows(seed, lengths, constant=kind == "gspo")
-    config = LossConfig(kind=kind, aggregation=aggregation, clip_low=0.2, clip_high=0.3, dual_clip=dual_clip)
+    bounds = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": dual_clip}
+    config = LossConfig(kind=kind, aggregation=aggregation, length_constant=LENGTH, **bounds)
     denominator = count_denominators([row.mask.numpy() for row in rows]).policy(config)
     ours, theirs = (flat(rows, "new").requires_grad_() for _ in range(2))
     weights = torch.ones_like(ours).detach()
@@ -133,7 +136,8 @@ partitions = st.integers(2, 8).flatmap(
 def test_any_deal_of_rows_gives_the_same_loss_gradient_and_statistics(seed, partition, kind, aggregation):
     lengths, places = partition
     rows = make_rows(seed, lengths)
-    config = LossConfig(kind=kind, aggregation=aggregation, kl_coefficient=0.1, **WIDE)
+    terms = {"kl_coefficient": 0.1, "entropy_coefficient": 0.2, "length_constant": LENGTH}
+    config = LossConfig(kind=kind, aggregation=aggregation, **terms, **WIDE)
 
     def train(deal: list[list[int]]):
         counts = [count_denominators([rows[i].mask.numpy() for i in part]) for part in deal]
@@ -144,7 +148,8 @@ def test_any_deal_of_rows_gives_the_same_loss_gradient_and_statistics(seed, part
             chosen, new = [rows[i] for i in part], torch.cat([weights[i] for i in part])
             policy, policy_stats = run_policy(config, chosen, new)
             kl, kl_stats = run_kl(config, chosen, new)
-            loss = policy / denominators.policy(config) + config.kl_coefficient * kl / denominators.kl
+            bonus = config.entropy_coefficient * run_entropy(config, chosen, torch.sin(new))
+            loss = (policy + bonus) / denominators.policy(config) + config.kl_coefficient * kl / denominators.kl
             loss.backward()
             total += loss.item()
             statistics = add_stats(statistics, policy_stats, kl_stats)

@@ -20,8 +20,9 @@ from octopus_mcore.runtime.seeds import numpy_generator
 LENGTHS = st.lists(st.integers(0, 7), min_size=1, max_size=6)
 LOSSES = st.builds(
     LossConfig,
-    kind=st.sampled_from(["grpo", "gspo", "gspo_token"]),
-    aggregation=st.sampled_from(["sequence_mean", "token_mean"]),
+    kind=st.sampled_from(["grpo", "gspo", "gspo_token", "cispo", "reinforce"]),
+    aggregation=st.sampled_from(["sequence_mean", "token_mean", "constant"]),
+    length_constant=st.just(5),
     kl_coefficient=st.sampled_from([0.0, 0.3]),
     kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
     clip_low=st.just(0.2),
