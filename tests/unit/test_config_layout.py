@@ -178,6 +178,31 @@ def test_one_ratio_per_row_refuses_two_advantages() -> None:
     assert found(both[0]) == found(both[1]) == []
 
 
+@pytest.mark.parametrize("kind", ["cispo", "reinforce"])
+def test_a_dual_clip_needs_a_clipped_loss(kind: str) -> None:
+    kind = f"phases.stage2.loss.kind={kind}"
+    (violation,) = found(kind)
+    assert "phases.stage2.loss.dual_clip=3 " in violation and "set it to null" in violation
+    assert found(kind, "phases.stage2.loss.dual_clip=null") == []
+
+
+def test_a_length_belongs_to_the_aggregation_that_reads_it() -> None:
+    (violation,) = found("phases.stage2.loss.length_constant=100")
+    assert "phases.stage2.loss.length_constant=100 has no effect" in violation and "sequence_mean" in violation
+    assert found("phases.stage2.loss.length_constant=100", "phases.stage2.loss.aggregation=constant") == []
+    assert found("phases.stage2.loss.aggregation=constant") == [], "null takes rollout.max_new_tokens"
+
+
+def test_one_rollout_of_a_prompt_is_enough_where_the_step_is_compared() -> None:
+    alone = ("phases.stage2.rollout.n=1", "phases.stage2.buffer.recombine.selection=none")
+    assert "buffer.advantage=batch" in found(*alone)[0]
+    assert "group of one" in found(*alone, "phases.stage2.buffer.advantage=group_then_batch")[0]
+    assert found(*alone, "phases.stage2.buffer.advantage=batch") == []
+    assert (
+        "prompts_per_step >= 2" in found(*alone, "phases.stage2.buffer.advantage=batch", "phases.stage2.prompts_per_step=1")[0]
+    )
+
+
 def test_metrics_of_forced_rounds_can_choose_the_best() -> None:
     best = "checkpoint.best_by=validation/T1/round1_final_accuracy"
     assert found(best) and found(best, "eval.forced_rounds=1") == []

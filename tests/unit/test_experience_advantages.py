@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -6,18 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.config.buffer import RecombineConfig
-from octopus_mcore.experience.advantages import constant, normalise, token_advantages
+from octopus_mcore.experience.advantages import AdvantageMode, constant, normalise, step_advantages
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.types import SpanKind
 from octopus_mcore.rewards.shaping import excluded
 from tests.experience_groups import group_of, pair_judgement
 
 EPSILON = 1e-6
+MODES = get_args(AdvantageMode)
 LABELS = st.lists(st.sampled_from(["wc", "cc", "cw", "ww", "c", "w"]), min_size=1, max_size=8)
 
 
 def advantages(group, mode="group"):
-    return token_advantages(group, mode, EPSILON, pair_judgement)
+    return step_advantages([group], mode, EPSILON, pair_judgement)[0]
 
 
 def by_label(labels, mode="group"):
@@ -57,7 +59,7 @@ def test_nothing_to_compare_is_exactly_zero(rewards):
     assert (normalise(np.array(rewards), EPSILON) == 0).all()
 
 
-@pytest.mark.parametrize("mode", ["group", "stratified", "separate"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_uniform_group_has_zero_advantages(mode):
     for values in advantages(group_of(["cc"] * 4), mode):
         assert values.dtype == np.float32 and (values == 0).all()
@@ -72,7 +74,7 @@ def test_group_advantages_are_centred_and_constant_over_a_rollout(labels):
     assert sum(float(a[0]) for a in values) == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["group", "stratified", "separate"])
+@pytest.mark.parametrize("mode", MODES)
 def test_invalid_rollouts_neither_count_nor_learn(mode):
     labels = ["cc", "cw", "ww", "wc", "c"]
     clean = advantages(group_of(labels), mode)
@@ -82,6 +84,75 @@ def test_invalid_rollouts_neither_count_nor_learn(mode):
     assert (dirty[-1] == 0).all()
     for a, b in zip(clean, dirty, strict=False):
         np.testing.assert_array_equal(a, b)
+
+
+# Within the group, over the step
+
+
+def valued(rewards, uid="question-1"):
+    """A group of single attempts with these rewards."""
+    group = group_of(["c"] * len(rewards), uid)
+    rollouts = [replace(r, judgement=replace(r.judgement, total=v)) for r, v in zip(group.rollouts, rewards, strict=True)]
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def firsts(groups, mode, epsilon=0.0):
+    """Of each group the advantage of each rollout's first token."""
+    return [[float(own[0]) for own in part] for part in step_advantages(groups, mode, epsilon, pair_judgement)]
+
+
+def test_group_means_and_leave_one_out_by_hand():
+    """Mean 1 of 0, 0, 1, 3; the others' means are 4/3, 4/3, 1 and 1/3."""
+    (centred,), (left_out,) = (firsts([valued([0, 0, 1, 3])], mode) for mode in ("group_mean", "leave_one_out"))
+    assert centred == [-1, -1, 0, 2]
+    assert left_out == pytest.approx([-4 / 3, -4 / 3, 0, 8 / 3], abs=1e-6)
+
+
+def test_the_step_as_baseline_by_hand():
+    """0, 1 and 2, 5 have mean 2 and deviation √(14/3) over the step. Less their groups' means they are ±1/2 and ±3/2, which
+    have deviation √(5/3)."""
+    groups = [valued([0, 1], "a"), valued([2, 5], "b")]
+    over_all, over_groups = (firsts(groups, mode) for mode in ("batch", "group_then_batch"))
+    assert over_all[0] + over_all[1] == pytest.approx([value / np.sqrt(14 / 3) for value in (-2, -1, 0, 3)], abs=1e-6)
+    assert over_groups[0] + over_groups[1] == pytest.approx(
+        [value / np.sqrt(5 / 3) for value in (-0.5, 0.5, -1.5, 1.5)], abs=1e-6
+    )
+    assert firsts(groups, "batch", 1.0)[1][1] == pytest.approx(3 / (np.sqrt(14 / 3) + 1))
+
+
+def test_one_rollout_of_each_prompt_is_compared_over_the_step():
+    groups = [valued([value], str(value)) for value in (0, 1)]
+    assert firsts(groups, "batch") == [[pytest.approx(-np.sqrt(0.5))], [pytest.approx(np.sqrt(0.5))]]
+    assert {value for mode in set(MODES) - {"batch"} for part in firsts(groups, mode, EPSILON) for value in part} == {0.0}
+
+
+def test_a_uniform_group_learns_from_others_under_batch_alone():
+    groups = [valued([1.1, 1.1, 1.1], "a"), valued([0.1, 0.2, 0.3], "b"), valued([0.1] * 3, "c")]
+    for mode in set(MODES) - {"batch"}:
+        assert firsts(groups, mode, EPSILON)[0] == firsts(groups, mode, EPSILON)[2] == [0, 0, 0], mode
+    assert all(value > 1 for value in firsts(groups, "batch")[0])
+    uniform = [valued([0.3, 0.3], "a"), valued([0.1 + 0.2], "b")]
+    assert all(value == 0 for mode in MODES for part in firsts(uniform, mode, EPSILON) for value in part)
+
+
+def test_a_step_without_groups_or_without_valid_rollouts():
+    group = group_of(["cc", "ww"])
+    spoilt = replace(group, rollouts=tuple(replace(r, judgement=excluded(r.judgement, "abort")) for r in group.rollouts))
+    for mode in MODES:
+        assert step_advantages([], mode, EPSILON, pair_judgement) == []
+        assert firsts([spoilt], mode, EPSILON) == [[0, 0]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(LABELS, min_size=1, max_size=5), st.randoms(use_true_random=False), st.sampled_from(MODES))
+def test_advantages_depend_on_no_order_of_groups_to_the_last_bit(many, random, mode):
+    """So neither does the deal of prompts to data-parallel ranks matter."""
+    groups = [group_of(labels, f"q{number}") for number, labels in enumerate(many)]
+    order = random.sample(range(len(groups)), len(groups))
+    found = step_advantages(groups, mode, EPSILON, pair_judgement)
+    again = step_advantages([groups[number] for number in order], mode, EPSILON, pair_judgement)
+    for place, number in enumerate(order):
+        assert [values.tobytes() for values in again[place]] == [values.tobytes() for values in found[number]]
 
 
 def test_strata_do_not_push_right_corrections_down():

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.config.buffer import BufferConfig, RecombineConfig
+from octopus_mcore.experience.advantages import AdvantageMode
 from octopus_mcore.experience.buffer import Buffer, build_buffer
 from octopus_mcore.experience.stages import Advantage, ExcludeInvalid, StageContext, StatelessStage
 from octopus_mcore.experience.types import Group
@@ -27,7 +29,7 @@ def spoil(group, index, reason="vision_token"):
     return replace(group, rollouts=tuple(rollouts))
 
 
-@pytest.mark.parametrize("advantage", ["group", "stratified", "separate"])
+@pytest.mark.parametrize("advantage", get_args(AdvantageMode))
 @pytest.mark.parametrize("mask", ["none", "first", "changed"])
 def test_every_rollout_leaves_with_a_signal_of_its_length(mask, advantage):
     result = build(mask=mask, advantage=advantage)([group_of(["cc", "ww", "ww", "w"])], CTX)
@@ -149,7 +151,7 @@ def test_the_buffer_keeps_the_state_of_its_stages():
         ExcludeInvalid().load_state_dict({"seen": 1})
 
 
-@pytest.mark.parametrize("advantage", ["group", "stratified", "separate"])
+@pytest.mark.parametrize("advantage", get_args(AdvantageMode))
 @pytest.mark.parametrize("selection", ["paper", "reference", "random"])
 def test_each_attempt_of_a_group_is_graded_once(selection: str, advantage: str, monkeypatch: pytest.MonkeyPatch):
     """n natives, two of them the same, have 2n − 2 distinct attempts; splices and advantages ask for no further grade."""

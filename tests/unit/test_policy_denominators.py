@@ -16,8 +16,10 @@ def test_denominators_count_and_add_up():
     assert whole == count_denominators(masks[:1]) + count_denominators(masks[1:])
     assert whole.policy(LossConfig(aggregation="sequence_mean")) == 2
     assert whole.policy(LossConfig(aggregation="token_mean")) == 4
+    assert whole.policy(LossConfig(aggregation="constant", length_constant=100)) == 200
     assert whole.kl == 3
     assert count_denominators([]).policy(LossConfig()) == 1
+    assert count_denominators([]).policy(LossConfig(aggregation="constant", length_constant=100)) == 100
 
 
 def test_total_weight_is_exact_in_any_order():

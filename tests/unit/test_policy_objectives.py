@@ -23,6 +23,7 @@ LOSSES = st.builds(
     kind=st.sampled_from(["grpo", "gspo", "gspo_token", "cispo", "reinforce"]),
     aggregation=st.sampled_from(["sequence_mean", "token_mean", "constant"]),
     length_constant=st.just(5),
+    entropy_coefficient=st.sampled_from([0.0, 0.2]),
     kl_coefficient=st.sampled_from([0.0, 0.3]),
     kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
     clip_low=st.just(0.2),
@@ -73,13 +74,18 @@ def partitions(count: int, data: st.DataObject) -> list[list[int]]:
     return [list(order[start:end]) for start, end in zip([0, *cuts], [*cuts, count], strict=True)]
 
 
+def entropy_of(log_probs: torch.Tensor, objective) -> torch.Tensor:
+    """Any function of the log-probs, with the gradient that the objective asks for."""
+    return -log_probs if objective.trains_entropy else -log_probs.detach()
+
+
 def run(objective, rows: list[Row], table: torch.Tensor, micro_batches: list[list[int]]):
     """Summed loss, its gradient by token id, summed statistics, summed shares of the loss: what the schedule makes of it."""
     losses, records = [], []
     for numbers in micro_batches:
         batch = pack_rows([rows[i] for i in numbers], [objective.selections[i] for i in numbers], merge_size=2)
         log_probs = table[batch.targets]
-        loss, record = objective(numbers, batch, log_probs, -log_probs.detach())
+        loss, record = objective(numbers, batch, log_probs, entropy_of(log_probs, objective))
         losses.append(loss)
         records.append(record)
     total = torch.stack(losses).sum()
@@ -137,11 +143,40 @@ def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed, weig
 
 def test_shares_of_the_loss_add_up_to_the_loss():
     lengths = [3, 5, 0, 4]
-    rows, objective = make_rows(lengths), PolicyObjective(LossConfig(kl_coefficient=0.3), make_signals(lengths, 1))
+    loss = LossConfig(kl_coefficient=0.3, entropy_coefficient=0.2)
+    rows, objective = make_rows(lengths), PolicyObjective(loss, make_signals(lengths, 1))
     total, _, _, shares = run(objective, rows, log_prob_table(rows, 1), [[0], [1, 2], [3], []])
     assert shares["loss"] == pytest.approx(float(total), abs=1e-12)
-    assert shares["policy_loss"] + shares["kl_loss"] == pytest.approx(float(total), abs=1e-12)
-    assert shares["kl_loss"] != 0
+    terms = [shares[name] for name in ("policy_loss", "entropy_loss", "kl_loss")]
+    assert sum(terms) == pytest.approx(float(total), abs=1e-12) and all(terms)
+
+
+@settings(deadline=None, max_examples=30)
+@given(LENGTHS, st.sampled_from(["sequence_mean", "token_mean", "constant"]), st.integers(0, 9))
+def test_the_entropy_bonus_is_the_mean_entropy_of_trained_tokens(lengths, aggregation, seed):
+    """Row by row, also on rows without advantage, and on nothing but trained tokens."""
+    loss = LossConfig(kind="reinforce", aggregation=aggregation, length_constant=5, entropy_coefficient=0.2)
+    rows, signals = make_rows(lengths), make_signals(lengths, seed)
+    signals = [replace(row, signal=replace(row.signal, advantages=0 * row.signal.advantages)) for row in signals]
+    table = log_prob_table(rows, seed)
+    masks = [torch.from_numpy(row.signal.policy_mask) for row in signals]
+    trained, tokens = sum(bool(mask.any()) for mask in masks), sum(int(mask.sum()) for mask in masks)
+    expected = 0 * table.sum()
+    for row, mask in zip(rows, masks, strict=True):
+        entropies = -table[row.token_ids[row.prompt_length :]][mask]
+        share = {"sequence_mean": trained * len(entropies), "token_mean": tokens, "constant": 5 * trained}[aggregation]
+        expected = expected - 0.2 * entropies.sum() / max(share, 1)
+    found = run(PolicyObjective(loss, signals), rows, table, [list(range(len(rows)))])
+    torch.testing.assert_close(found[0], expected.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1], torch.autograd.grad(expected, table)[0], rtol=0, atol=1e-12)
+
+
+def test_a_constant_length_that_nobody_resolved_is_refused_before_anything_runs():
+    loss = LossConfig(aggregation="constant")
+    with pytest.raises(ValueError, match="with_length"):
+        PolicyObjective(loss, make_signals([3], 0))
+    assert loss.with_length(7).length_constant == 7 and loss.with_length(7).with_length(9).length_constant == 7
+    PolicyObjective(loss.with_length(7), make_signals([3], 0))
 
 
 def test_only_tokens_that_the_loss_reads_are_selected():
@@ -179,6 +214,7 @@ def test_a_mini_batch_that_is_weighted_in_part_is_refused():
 @given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
 def test_measuring_in_the_update_equals_measuring_before_it(lengths, loss, seed, weighted, data):
     """Bit by bit: loss, gradient, statistics, and the log-probs that are handed back, whatever the micro-batches."""
+    loss = loss.model_copy(update={"entropy_coefficient": 0.0})  # its gradient has nothing to do with old log-probs
     rows = make_rows(lengths)
     table = log_prob_table(rows, seed).detach().float().requires_grad_()
     unknown = [replace(row, old_log_probs=None) for row in make_signals(lengths, seed, weighted)]
@@ -259,6 +295,7 @@ def recorded_log_probs(objective, rows, table, micro_batches) -> dict[int, np.nd
 @given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
 def test_rows_without_advantage_can_be_left_out(lengths, loss, seed, weighted, data):
     """Loss, gradient and the shares of clipped tokens are those of all rows: the denominators know them."""
+    loss = loss.model_copy(update={"entropy_coefficient": 0.0})  # else no row may be left out (`training.needed`)
     rows, signals = make_rows(lengths), make_signals(lengths, seed, weighted)
     idle = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     none = [np.zeros(length, dtype=bool) for length in lengths]
