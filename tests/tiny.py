@@ -134,6 +134,15 @@ def hf_log_probs(
 ) -> torch.Tensor:
     """Log-probs of a row's selected response tokens by Transformers' own forward pass, one row at a time, with gradient."""
     item = batch.rows[row]
+    chosen = torch.from_numpy(item.token_ids)[item.prompt_length :][torch.from_numpy(batch.selections[row])]
+    return hf_log_softmax(model, batch, row, temperature, banned).gather(1, chosen[:, None])[:, 0]
+
+
+def hf_log_softmax(
+    model: PreTrainedModel, batch: TinyBatch, row: int, temperature: float, banned: tuple[int, ...] = BANNED
+) -> torch.Tensor:
+    """What the log-probs of all ids are before each of these tokens, [selected tokens, vocabulary]; −inf for banned ids."""
+    item = batch.rows[row]
     ids = torch.from_numpy(item.token_ids)[None]
     pixels = {}
     if item.images:
@@ -143,4 +152,4 @@ def hf_log_probs(
     logits = model(input_ids=ids, **pixels).logits[0].float() / temperature
     logits = logits.index_fill(1, torch.tensor(banned), float("-inf"))
     chosen = item.prompt_length + torch.from_numpy(np.flatnonzero(batch.selections[row]))
-    return logits[chosen - 1].log_softmax(-1).gather(1, ids[0, chosen][:, None])[:, 0]
+    return logits[chosen - 1].log_softmax(-1)

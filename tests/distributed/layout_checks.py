@@ -101,10 +101,15 @@ def policy_objective(batch: TinyBatch, loss: LossConfig) -> PolicyObjective:
 
 GRADIENT_IMAGES = (0, 1, 3, 1, 2)
 GRADIENT_LOSS = LossConfig(kind="grpo", clip_low=0.9, clip_high=9.0, kl_coefficient=0.5, dual_clip=None)
+ENTROPY_LOSS = GRADIENT_LOSS.model_copy(update={"entropy_coefficient": 0.5})
 
 
 def gradients_and_update(
-    checkpoint: str, layout: Layout, freeze_vision: bool = False, image_counts: tuple[int, ...] = GRADIENT_IMAGES
+    checkpoint: str,
+    layout: Layout,
+    freeze_vision: bool = False,
+    image_counts: tuple[int, ...] = GRADIENT_IMAGES,
+    loss: LossConfig = GRADIENT_LOSS,
 ) -> dict:
     """One real update; gradients (only where no rank has but a share of their sum) and new weights under HF names."""
     batch = tiny_batch(3, image_counts)
@@ -112,7 +117,7 @@ def gradients_and_update(
     with join_world(config.parallel, RuntimeConfig()) as world:
         policy = Policy(config, world, batch.images, BANNED)
         policy.begin_phase(config.optimizer, with_reference=False)
-        report = policy.update(batch.rows, policy_objective(batch, GRADIENT_LOSS), TEMPERATURE, learning_rate=0.1)
+        report = policy.update(batch.rows, policy_objective(batch, loss), TEMPERATURE, learning_rate=0.1)
         gradients = streamed_gradients(policy, world) if layout.data * layout.context == 1 else None
         return {
             "losses": dict(report.losses),

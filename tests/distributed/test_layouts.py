@@ -13,6 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from octopus_mcore.models.hf_folder import HFFolder
 from tests.distributed.layout_checks import (
+    ENTROPY_LOSS,
     GRADIENT_IMAGES,
     TEMPERATURE,
     Layout,
@@ -122,6 +123,13 @@ def test_gradient_equals_transformers(single_rank: tuple[str, dict]) -> None:
     """The single rank that all layouts are held against is itself held against Transformers' autograd."""
     checkpoint, result = single_rank
     assert_gradients_equal_transformers(checkpoint, result, GRADIENT_IMAGES)
+
+
+def test_the_gradient_of_an_entropy_bonus_equals_transformers(pool: RankPool, tied_checkpoint: Path) -> None:
+    """In one micro-batch and in several; `test_trees.py` has the other layouts."""
+    for layout in (Layout(max_tokens=ONE_BIG_BATCH), Layout(tensor=2)):
+        for result in pool.run(layout.ranks, gradients_and_update, str(tied_checkpoint), layout, loss=ENTROPY_LOSS):
+            assert_gradients_equal_transformers(str(tied_checkpoint), result, GRADIENT_IMAGES, ENTROPY_LOSS)
 
 
 def test_frozen_vision_keeps_its_weights(pool: RankPool, tied_checkpoint: Path) -> None:

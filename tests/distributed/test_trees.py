@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octopus_mcore.config.loss import LossConfig
-from tests.distributed.layout_checks import GRADIENT_LOSS, Layout
+from tests.distributed.layout_checks import ENTROPY_LOSS, GRADIENT_LOSS, Layout
 from tests.distributed.pool import RankPool
 from tests.distributed.tree_checks import Case, train
 from tests.trees import tree_batch
@@ -67,7 +67,8 @@ def test_trees_equal_rows_on_one_rank(seed: int, loss: str, pool: RankPool, tied
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_trees_equal_rows_in_every_layout(layout: Layout, pool: RankPool, untied_checkpoint: Path) -> None:
-    case = Case(2, (1, 0, 2), GRADIENT_LOSS)
+    """Under an entropy bonus, whose gradient takes the way of the log-probs'."""
+    case = Case(2, (1, 0, 2), ENTROPY_LOSS)
     rows = pool.run(1, train, str(untied_checkpoint), Layout(max_tokens=WHOLE), False, case)[0]
     for budget in (WHOLE, CUT):
         results = pool.run(layout.ranks, train, str(untied_checkpoint), replace(layout, max_tokens=budget), True, case)

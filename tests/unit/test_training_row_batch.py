@@ -565,3 +565,20 @@ def test_update_metrics_are_means_over_the_updates_that_have_them():
         }
     )
     assert update_metrics([]) == {"train/updates": 0.0}
+
+
+def test_an_entropy_bonus_has_every_trained_token_computed():
+    """And a constant length that is left open is the phase's response limit."""
+    groups = [silenced(group) for group in buffered([["wc", "cw", "c"], ["cc"]], phase_of("first", 0.0))]
+    plain = phase_of("first", 0.0)
+    assert row_batch(FakePolicy(), groups, plain).metrics["train/skipped_rows"] == 1
+    loss = LossConfig(kind="grpo", aggregation="constant", entropy_coefficient=0.01)
+    batch = row_batch(FakePolicy(), groups, plain.model_copy(update={"loss": loss}))
+    (part,) = batch.mini_batches
+    every = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
+    assert list(part.places) == every and batch.metrics["train/skipped_rows"] == 0
+    for (g, i), row, chosen in zip(part.places, part.rows, part.objective.selections, strict=True):
+        trained = groups[g].rollouts[i].signal.policy_mask
+        assert row.response_length == np.flatnonzero(trained)[-1] + 1
+        np.testing.assert_array_equal(chosen, trained[: row.response_length])
+    assert part.objective.trains_entropy and part.objective.config.length_constant == plain.rollout.max_new_tokens
