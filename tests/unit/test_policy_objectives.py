@@ -214,7 +214,6 @@ def test_a_mini_batch_that_is_weighted_in_part_is_refused():
 @given(LENGTHS, LOSSES, st.integers(0, 9), st.booleans(), st.data())
 def test_measuring_in_the_update_equals_measuring_before_it(lengths, loss, seed, weighted, data):
     """Bit by bit: loss, gradient, statistics, and the log-probs that are handed back, whatever the micro-batches."""
-    loss = loss.model_copy(update={"entropy_coefficient": 0.0})  # its gradient has nothing to do with old log-probs
     rows = make_rows(lengths)
     table = log_prob_table(rows, seed).detach().float().requires_grad_()
     unknown = [replace(row, old_log_probs=None) for row in make_signals(lengths, seed, weighted)]
@@ -284,7 +283,8 @@ def recorded_log_probs(objective, rows, table, micro_batches) -> dict[int, np.nd
     found: dict[int, np.ndarray] = {}
     for numbers in micro_batches:
         batch = pack_rows([rows[i] for i in numbers], [objective.selections[i] for i in numbers], merge_size=2)
-        found |= objective(numbers, batch, table[batch.targets], None)[1].log_probs
+        log_probs = table[batch.targets]
+        found |= objective(numbers, batch, log_probs, entropy_of(log_probs, objective))[1].log_probs
     return found
 
 
