@@ -28,7 +28,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -43,7 +42,7 @@ from octopus_mcore.experience.spans import SEPARATOR
 from octopus_mcore.experience.stages import StageContext
 from octopus_mcore.experience.statistics import TRANSITIONS, transition
 from octopus_mcore.experience.types import AttemptGrade, Group, Prompt, Rollout, Span, SpanKind
-from octopus_mcore.rewards.shaping import pair_judgement
+from octopus_mcore.rewards.shaping import judged_by
 from octopus_mcore.runtime.seeds import numpy_generator
 
 END = "<|im_end|>"
@@ -52,7 +51,7 @@ BOX = {True: "\n\n\\boxed{42}", False: "\n\n\\boxed{13}"}
 PIECES = r"\n+|\\boxed\{|\}|</?self-correction>|\d| ?[A-Za-z]+|."
 """Pieces that never merge with each other, so that a half has the same tokens alone and behind another one."""
 SEED, STEP = 0, 1
-JUDGE = partial(pair_judgement, config=RewardConfig())
+JUDGE = judged_by(RewardConfig())
 
 Rows = list[np.ndarray]
 """Ids of the rollouts that a straight implementation chose."""

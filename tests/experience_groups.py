@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
-from octopus_mcore.experience.types import NO_FACTS, Group, Prompt, ResponseFacts, Rollout
+from octopus_mcore.experience.types import Group, Prompt, ResponseFacts, Rollout
 from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.runtime.seeds import numpy_generator
 
@@ -99,11 +99,11 @@ def group_of(labels: Sequence[str], uid: str = "question-1", config: RewardConfi
     return Group(prompt, tuple(labelled(label, number, config) for number, label in enumerate(labels)))
 
 
-def pair_judgement(first, correction, facts=NO_FACTS):
+def pair_judgement(first, correction, facts):
     """The reward table with its default values."""
-    from octopus_mcore.rewards.shaping import pair_judgement as judge_pair
+    from octopus_mcore.rewards.shaping import judged_by
 
-    return judge_pair(first, correction, EXACT, facts)
+    return judged_by(EXACT)(first, correction, facts)
 
 
 def same_rollout(a: Rollout, b: Rollout) -> bool:

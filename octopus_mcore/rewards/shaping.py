@@ -7,6 +7,7 @@ Paper Eq. 6 with SRPO's table: r_sc = (1 − w)·r' + w·min(format of both atte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from octopus_mcore.config.rewards import RewardConfig
@@ -42,6 +43,11 @@ def pair_judgement(
     if facts.extra_corrections and config.extra_correction_cap is not None:
         total = min(total, config.extra_correction_cap)
     return Judgement(total, {"accuracy": accuracy, "format": format_part, "shaped": shaped, **flags}, attempts)
+
+
+def judged_by(config: RewardConfig) -> Callable[[AttemptGrade, AttemptGrade | None, ResponseFacts], Judgement]:
+    """`pair_judgement` under one configuration, as the experience buffer calls it."""
+    return lambda first, correction, facts: pair_judgement(first, correction, config, facts)
 
 
 def excluded(judgement: Judgement, reason: str) -> Judgement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from octopus_mcore.config.layout import source_of
 from octopus_mcore.config.plugins import load_plugin
@@ -15,7 +14,7 @@ from octopus_mcore.experience.statistics import rollout_statistics
 from octopus_mcore.experience.types import Group
 from octopus_mcore.policy.policy import UpdateReport
 from octopus_mcore.policy.schedule import learning_rate
-from octopus_mcore.rewards.shaping import pair_judgement
+from octopus_mcore.rewards.shaping import judged_by
 from octopus_mcore.training.phase import begin_phase, end_step
 from octopus_mcore.training.row_batch import RowBatch, measured_groups, row_batch, update_metrics
 from octopus_mcore.training.session import Session, judging
@@ -25,8 +24,7 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
     """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates → what they measured."""
     key, plugin = source_of(session.config, name, phase)
     source = load_plugin(plugin, key)
-    pair = partial(pair_judgement, config=phase.rewards)
-    buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, pair)
+    buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, judged_by(phase.rewards))
     with judging(session, phase.rewards) as judge:
         begin_phase(session, name, phase, with_reference=phase.loss.kl_coefficient > 0)
         if session.state.buffer:

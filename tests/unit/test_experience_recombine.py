@@ -11,7 +11,7 @@ from octopus_mcore.experience.recombine import candidate_pools, recombine, splic
 from octopus_mcore.experience.spans import SEPARATOR
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
 from octopus_mcore.experience.statistics import transition
-from octopus_mcore.experience.types import AttemptGrade, Group, Prompt, Provenance, Rollout, Span, SpanKind
+from octopus_mcore.experience.types import NO_FACTS, AttemptGrade, Group, Prompt, Provenance, Rollout, Span, SpanKind
 from octopus_mcore.runtime.seeds import numpy_generator
 from tests.experience_groups import attempt, finder, group_of, native, pair_judgement, same_group, same_rollout
 from tests.plain_recombination import plain_recombine
@@ -305,7 +305,7 @@ def mixed_groups(draw) -> Group:
         ids = tuple(1000 * index + place for place in range(length))
         log_probs = -numpy_generator("mixed", index, length).random(length, dtype=np.float32)
         reason = draw(st.sampled_from(["stop", "stop", "stop", "length"]))
-        judged = pair_judgement(grades[0], grades[1] if len(grades) == 2 else None)
+        judged = pair_judgement(grades[0], grades[1] if len(grades) == 2 else None, NO_FACTS)
         rollouts.append(Rollout(ids, log_probs, tuple(spans), reason, judgement=judged))
     return Group(Prompt(draw(st.text(max_size=5)), (1,), "?", "4"), tuple(rollouts))
 
