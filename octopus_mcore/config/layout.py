@@ -12,6 +12,7 @@ from typing import Any
 from octopus_mcore.config.loss_checks import check_loss
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision, offload_refusal
+from octopus_mcore.config.rollout_checks import check_rollout
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.section import PluginConfig
 from octopus_mcore.config.stages import check_stage_list
@@ -158,6 +159,7 @@ def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -
             f"{budget}{_padding(config)}, and a row is never cut"
         )
     yield from _check_groups(key, phase)
+    yield from check_rollout(key, phase)
 
 
 def _padding(config: Config) -> str:

@@ -67,6 +67,83 @@ class SGLangConfig(Section):
         return self.colocated and not self.urls and not self.devices
 
 
+class TriggerConfig(Section):
+    """A text that makes the model think again, and how often it is taken."""
+
+    text: str = Field(min_length=1)
+    """Put behind the response as it stands, without its end token."""
+    right: float = Field(default=0.0, ge=0, le=1)
+    """Probability behind a right response; those of all triggers add up to 1."""
+    wrong: float = Field(default=0.0, ge=0, le=1)
+    """Probability behind a wrong response; those of all triggers add up to 1."""
+
+
+def _released_triggers() -> list[TriggerConfig]:
+    return [
+        TriggerConfig(text="\n\nWait", right=0.2, wrong=0.2),
+        TriggerConfig(text="\n\nWait, does it seem right?", right=0.3, wrong=0.3),
+        TriggerConfig(text="\n\nWait, let's double check", right=0.5),
+        TriggerConfig(text="\n\nWait, there might be a mistake", wrong=0.5),
+    ]
+
+
+class RethinkConfig(Section):
+    """Forced rethinking (VL-Rethinker, arXiv 2504.08837, §3.3; the numbers are the released program's).
+
+    Some finished responses are opened again: cut or whole, a trigger behind them, and the model goes on. Accepted ones take the
+    place of the response that they began with, so groups keep their size.
+    """
+
+    mode: Literal["force", "wrong_only"] = "force"
+    """`force` opens right and wrong responses, `wrong_only` wrong ones (the released `append_wait`, which draws its triggers
+    evenly, up to an accuracy of 0.6)."""
+    attempt_share: float = Field(default=0.65, ge=0, le=1)
+    """Probability that a response that may be opened is."""
+    wrong_up_to_accuracy: float = Field(default=0.7, ge=0, le=1)
+    """Wrong responses are opened only in groups whose share of right responses is at most this."""
+    cut_probability: float = Field(default=0.5, ge=0, le=1)
+    """Probability that a response is cut: before its last «Wait», else before its last box, else before its first «answer»,
+    else before its last blank line. Otherwise it is kept whole, its answer included."""
+    triggers: list[TriggerConfig] = Field(default_factory=_released_triggers, min_length=1)
+    """What is put behind it."""
+    temperature: float = Field(default=0.9, gt=0)
+    """Sampling temperature of the rethinking. Where it is not `rollout.temperature`, the engine's log-probs of it are of
+    another distribution than the trained one and count as unknown."""
+    max_first_tokens: int | None = Field(default=None, ge=1)
+    """Longest response (without its end token) that is opened; null: any behind which a trigger and `max_tokens` fit into
+    `rollout.max_new_tokens`. They must fit in any case."""
+    min_tokens: int = Field(default=31, ge=1)
+    """Shortest rethinking that is accepted, end token included."""
+    max_tokens: int = Field(default=1023, ge=1)
+    """Length limit of the rethinking; what it cuts off is not accepted."""
+    keep: Literal["correct_only", "all"] = "correct_only"
+    """`correct_only` accepts rethinkings whose final answer is right, `all` wrong ones too."""
+    own_answer: bool = True
+    """The rethinking must state an answer itself. Otherwise the response's last answer counts, be it the first attempt's."""
+    max_per_query: int | None = Field(default=2, ge=1)
+    """Accepted rethinkings of a prompt, the first ones in sampling order; null accepts all."""
+    max_waits: int | None = Field(default=4, ge=1)
+    """Most second thoughts in an accepted one: «wait,», «wait a» and «alternatively» in it, and the trigger as one; null
+    accepts any number."""
+
+
+class DynamicSamplingConfig(Section):
+    """DAPO's dynamic sampling (arXiv 2503.14476, §3.2, Eq. 11), in a bounded number of rounds.
+
+    Each round draws and answers `prompts_per_step` new prompts and keeps the groups that can teach something, until there are
+    enough. After the last round the step goes on with those it has, possibly none.
+    """
+
+    metric: Literal["accuracy", "reward"] = "accuracy"
+    """What is averaged over a group's valid responses: correctness of the final answer, or the reward."""
+    low: float = 0.0
+    """Groups are kept whose mean is above this …"""
+    high: float = 1.0
+    """… and below this."""
+    max_rounds: int = Field(default=3, ge=1)
+    """Most rounds of a step."""
+
+
 class RolloutConfig(Section):
     """Generation during training."""
 
@@ -94,7 +171,12 @@ class RolloutConfig(Section):
     mismatch_alarm: float | None = Field(default=0.03, gt=0)
     """Mean |log-prob of the engine − log-prob of the trainer| of a step's native tokens, of any span kind, above which the run
     warns and goes on; null never warns. In float32 the two agree to 1e-5, in bfloat16 a trained model's to 0.001 to 0.01."""
+    rethink: RethinkConfig | None = None
+    """Forced rethinking of some responses; null for none, `{}` for VL-Rethinker's."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Draw further prompts in place of those whose responses are all right or all wrong; null trains what comes, `{}` for
+    DAPO's."""
     replay: str | None = None
     """Run directory whose recorded rollouts stand in for generation, step by step: two layouts or two versions can then be
     compared on equal data. That run must have recorded every step (`observe.rollouts_every: 1`) of the same phases, seed and
-    prompts."""
+    prompts. What it rethought is part of the record, so `rethink` has nothing to do then."""

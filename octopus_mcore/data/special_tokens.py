@@ -28,7 +28,8 @@ _CONFIG_KEYS = {
 @dataclass(frozen=True)
 class SpecialTokens:
     """Ids of the special tokens. `end_ids` are all tokens that end a response; the first is the one that ends a chat turn.
-    Vision tokens that the tokenizer of a text model does not have are None."""
+    Vision tokens that the tokenizer of a text model does not have are None; so are both think tokens where it knows neither
+    (Qwen2.5's published ones)."""
 
     end_ids: tuple[int, ...]
     pad: int
@@ -36,8 +37,8 @@ class SpecialTokens:
     video_pad: int | None
     vision_start: int | None
     vision_end: int | None
-    think_open: int
-    think_close: int
+    think_open: int | None
+    think_close: int | None
 
     @property
     def end(self) -> int:
@@ -65,7 +66,9 @@ def read_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Speci
         FileNotFoundError: the folder has no `config.json`.
     """
     config = _read_json(path / "config.json", required=True)
-    ids = {token: _token_id(tokenizer, token, path) for token in (THINK_OPEN, THINK_CLOSE)}
+    vocabulary = tokenizer.get_vocab()
+    thinks = any(token in vocabulary for token in (THINK_OPEN, THINK_CLOSE))
+    ids = {token: _token_id(tokenizer, token, path) for token in (THINK_OPEN, THINK_CLOSE)} if thinks else {}
     if reads_images(path):
         ids |= {token: _token_id(tokenizer, token, path) for token in _CONFIG_KEYS}
     for token, key in _CONFIG_KEYS.items():
@@ -75,9 +78,7 @@ def read_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Speci
                 f"{ids[token]}; config and tokenizer belong to different checkpoints"
             )
     end_ids = _end_ids(tokenizer, path)
-    vision = dict.fromkeys(_CONFIG_KEYS) | {
-        token: known for token, known in tokenizer.get_vocab().items() if token in _CONFIG_KEYS
-    }
+    vision = dict.fromkeys(_CONFIG_KEYS) | {token: known for token, known in vocabulary.items() if token in _CONFIG_KEYS}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
     _check_vocabulary(tokenizer, config, path)
     return SpecialTokens(
@@ -87,8 +88,8 @@ def read_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Speci
         video_pad=vision[VIDEO_PAD],
         vision_start=vision[VISION_START],
         vision_end=vision[VISION_END],
-        think_open=ids[THINK_OPEN],
-        think_close=ids[THINK_CLOSE],
+        think_open=ids.get(THINK_OPEN),
+        think_close=ids.get(THINK_CLOSE),
     )
 
 

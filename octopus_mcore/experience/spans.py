@@ -87,23 +87,34 @@ class SpanFinder:
     - More than one correction: the first clean separator splits, the correction runs to the end of the response and
       `extra_corrections` counts the rest.
 
+    Without `<think>` and `</think>` as single added tokens (Qwen2.5's published tokenizers) no response is ever split: each is
+    one `first` span, and `missing` names the tokens. Who needs corrections asks `require_corrections`.
+
     Raises:
-        ValueError: the tokenizer is not byte-level BPE, or lacks `<think>` or `</think>` as single added tokens.
+        ValueError: the tokenizer is not byte-level BPE.
     """
 
     def __init__(self, tokenizer: Any):
         added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-        missing = [token for token in (THINK_OPEN, THINK_CLOSE) if token not in added]
-        if missing:
-            raise ValueError(
-                f"the tokenizer has no single added token {' and '.join(missing)}; corrections are cut at <think>, so "
-                "add the tokens (tokenizer.add_tokens) before the cold start"
-            )
+        self.missing = tuple(token for token in (THINK_OPEN, THINK_CLOSE) if token not in added)
         self._bytes = token_bytes(tokenizer)
-        self._open, self._close = added[THINK_OPEN], added[THINK_CLOSE]
+        self._open, self._close = added.get(THINK_OPEN), added.get(THINK_CLOSE)
         ends = {added[token] for token in END_TOKENS if token in added}
         self._ends = ends | {index for index in (tokenizer.eos_token_id, tokenizer.pad_token_id) if index is not None}
         self.banned_token_ids = tuple(sorted(added[token] for token in VISION_TOKENS if token in added))
+
+    def require_corrections(self, keys: Sequence[str]) -> None:
+        """Refuses a configuration whose `keys` (as `key=value`) mean corrections, where the tokenizer cannot show any.
+
+        Raises:
+            ValueError: there is such a key, and `<think>` or `</think>` is missing.
+        """
+        if keys and self.missing:
+            raise ValueError(
+                f"the tokenizer has no single added token {' and '.join(self.missing)}, so no correction can be told from a "
+                f"first attempt, but the configuration needs corrections: {', '.join(keys)}. Set these keys otherwise, or add "
+                "the tokens (tokenizer.add_tokens) before a cold start that teaches them"
+            )
 
     def find(self, token_ids: Sequence[int], version: int) -> tuple[Span, ...]:
         """Spans of a response that the policy of `version` sampled; they partition `[0, len(token_ids))`.
@@ -141,7 +152,12 @@ class SpanFinder:
         end = len(token_ids)
         while end and token_ids[end - 1] in self._ends:
             end -= 1
-        return b"".join(self._piece(token) for token in token_ids[:end]).decode(errors="replace")
+        return self.spelled(token_ids[:end])[0].decode(errors="replace")
+
+    def spelled(self, token_ids: Sequence[int]) -> tuple[bytes, list[int]]:
+        """The bytes of ids, and the offset at which each token begins, with the length of all behind them: [len + 1]."""
+        pieces = [self._piece(token) for token in token_ids]
+        return b"".join(pieces), [0, *accumulate(map(len, pieces))]
 
     def _piece(self, token: int) -> bytes:
         """The token's bytes; ids beyond the vocabulary (padding rows of the embedding) are unreadable."""
@@ -149,10 +165,10 @@ class SpanFinder:
 
     def _separators(self, token_ids: Sequence[int]) -> Iterator[_Separator]:
         """All separators that count, in order."""
-        pieces = [self._piece(token) for token in token_ids]
-        starts = [0, *accumulate(map(len, pieces))]
+        if self.missing:
+            return
+        data, starts = self.spelled(token_ids)
         thinking = self._thinking(token_ids)
-        data = b"".join(pieces)
         for match in _TAGS.finditer(data):
             if match.end() == len(data):
                 return

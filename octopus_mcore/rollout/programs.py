@@ -69,7 +69,7 @@ class SampleProgram:
                 finished=rollout.finish_reason == "stop",
                 extra_corrections=self.finder.extra_corrections(rollout.token_ids),
             ),
-            invalid=_exclusion(self.finder, rollout.token_ids, rollout.finish_reason),
+            invalid=exclusion(self.finder, rollout.token_ids, rollout.finish_reason),
         )
 
 
@@ -107,7 +107,7 @@ class ForcedRounds:
             for sample, rollout in enumerate(group.rollouts)
             if rollout.finish_reason == "stop"
         ]
-        openings = [_reopen(groups[row].rollouts[sample], self.separator) for row, sample in places]
+        openings = [reopened(groups[row].rollouts[sample], self.separator) for row, sample in places]
         requests = [
             GenerationRequest(
                 groups[row].prompt.token_ids + opening.token_ids,
@@ -126,7 +126,8 @@ class ForcedRounds:
         )
         extended = [list(group.rollouts) for group in groups]
         for (row, sample), opening, generation, grade in zip(places, openings, generations, grades, strict=True):
-            extended[row][sample] = self._extended(opening, generation, judge, grade)
+            judgement = self._judgement(opening, generation, judge, grade)
+            extended[row][sample] = replace(continued(opening, generation), judgement=judgement)
         return [replace(group, rollouts=tuple(rollouts)) for group, rollouts in zip(groups, extended, strict=True)]
 
     def _last_attempt(self, generation: Generation) -> str:
@@ -134,44 +135,49 @@ class ForcedRounds:
         spans = self.base.finder.find(generation.token_ids, generation.version)
         return self.base.finder.attempt_texts(generation.token_ids, spans)[-1]
 
-    def _extended(self, opening: Rollout, generation: Generation, judge: Judge, grade: AttemptGrade) -> Rollout:
-        start = len(opening.token_ids)
-        token_ids = opening.token_ids + generation.token_ids
-        correction = Span(SpanKind.CORRECTION, start, len(token_ids), generation.version)
-        return replace(
-            opening,
-            token_ids=token_ids,
-            log_probs=np.concatenate([opening.log_probs, generation.log_probs]),
-            spans=(*opening.spans, correction),
-            finish_reason=generation.finish_reason,
-            judgement=self._judgement(opening, generation, judge, grade),
-        )
-
     def _judgement(self, opening: Rollout, generation: Generation, judge: Judge, grade: AttemptGrade) -> Judgement:
         facts = ResponseFacts(
             tokens=len(opening.token_ids) + len(generation.token_ids), finished=generation.finish_reason == "stop"
         )
         judgement = judge.pair(opening.judgement.attempts[0], grade, facts)
-        reason = _exclusion(self.base.finder, generation.token_ids, generation.finish_reason)
+        reason = exclusion(self.base.finder, generation.token_ids, generation.finish_reason)
         if reason is not None:
             return excluded(judgement, reason)
         return judgement if opening.judgement.valid else excluded(judgement, "earlier_round")
 
 
-def _reopen(rollout: Rollout, separator: tuple[int, ...]) -> Rollout:
-    """The rollout without its end token and with the separator behind it."""
-    end = len(rollout.token_ids) - 1
-    spans = (*rollout.spans[:-1], replace(rollout.spans[-1], end=end))
-    injected = Span(SpanKind.INJECTED, end, end + len(separator), rollout.spans[-1].version, behaviour_valid=False)
+def reopened(rollout: Rollout, injected: tuple[int, ...], end: int | None = None) -> Rollout:
+    """The first `end` tokens of a rollout (None: all but its end token) with `injected` ones behind them.
+
+    Nobody sampled these: their span is `injected`, their log-probs are NaN and not valid as behaviour.
+    """
+    end = len(rollout.token_ids) - 1 if end is None else end
+    kept = (replace(span, end=min(span.end, end)) for span in rollout.spans if span.start < end)
+    span = Span(SpanKind.INJECTED, end, end + len(injected), rollout.spans[-1].version, behaviour_valid=False)
     return replace(
         rollout,
-        token_ids=rollout.token_ids[:end] + separator,
-        log_probs=np.concatenate([rollout.log_probs[:end], np.full(len(separator), np.nan, dtype=np.float32)]),
-        spans=(*(span for span in spans if len(span)), injected),
+        token_ids=rollout.token_ids[:end] + injected,
+        log_probs=np.concatenate([rollout.log_probs[:end], np.full(len(injected), np.nan, dtype=np.float32)]),
+        spans=(*kept, span),
     )
 
 
-def _exclusion(finder: SpanFinder, token_ids: Sequence[int], finish_reason: str) -> str | None:
+def continued(opening: Rollout, generation: Generation, behaviour_valid: bool = True) -> Rollout:
+    """The opening with what the model sampled behind it, as a `correction` span. The judgement is still the opening's."""
+    token_ids = opening.token_ids + generation.token_ids
+    correction = Span(
+        SpanKind.CORRECTION, len(opening.token_ids), len(token_ids), generation.version, behaviour_valid=behaviour_valid
+    )
+    return replace(
+        opening,
+        token_ids=token_ids,
+        log_probs=np.concatenate([opening.log_probs, generation.log_probs]),
+        spans=(*opening.spans, correction),
+        finish_reason=generation.finish_reason,
+    )
+
+
+def exclusion(finder: SpanFinder, token_ids: Sequence[int], finish_reason: str) -> str | None:
     """Why a response must not be trained on, or None."""
     if finder.holds_banned(token_ids):
         return "vision_token"

@@ -22,6 +22,7 @@ from rich import console
 from rich.console import RenderableType
 
 from octopus_mcore.config.plugins import load_plugin
+from octopus_mcore.config.rollout_checks import correction_keys
 from octopus_mcore.config.schema import Config
 from octopus_mcore.config.vocabulary import temperature_name
 from octopus_mcore.data.processor import Processor
@@ -124,11 +125,13 @@ def evaluate_checkpoint(
 
     Raises:
         FileNotFoundError: neither is at `path`, or a file of the checkpoint is missing.
-        ValueError: as `evaluation_prompts`, or the checkpoint is incomplete.
+        ValueError: as `evaluation_prompts`, the checkpoint is incomplete, or its tokenizer cannot show the corrections that the
+            configuration is about.
         EngineError: a server of `rollout.engine` failed.
     """
     folder = HFFolder(checkpoint_folder(path))
     processor = Processor.configured(folder.path, config.data)
+    SpanFinder(processor.tokenizer).require_corrections(correction_keys(config, phases=False))
     prompts = evaluation_prompts(config, processor, names)
     with ExitStack() as stack:
         judge = stack.enter_context(Judge(config.rewards))

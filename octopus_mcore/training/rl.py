@@ -17,11 +17,12 @@ from octopus_mcore.policy.schedule import learning_rate
 from octopus_mcore.rewards.shaping import judged_by
 from octopus_mcore.training.phase import begin_phase, end_step
 from octopus_mcore.training.row_batch import RowBatch, measured_groups, row_batch, update_metrics
+from octopus_mcore.training.sampling import sample_groups
 from octopus_mcore.training.session import Session, judging
 
 
 def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
-    """Runs the phase's remaining steps: sync → generate and judge → buffer → log-probs → updates → what they measured."""
+    """Runs the phase's remaining steps: sync → draw, generate and judge → buffer → log-probs → updates → what they measured."""
     key, plugin = source_of(session.config, name, phase)
     source = load_plugin(plugin, key)
     buffer = build_buffer(phase.buffer, phase.rollout.max_new_tokens, judged_by(phase.rewards))
@@ -30,12 +31,10 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
         if session.state.buffer:
             buffer.load_state_dict(session.state.buffer)
         for step in range(session.state.step + 1, phase.steps + 1):
-            prompts, skipped = session.draw_prompts(source, phase.prompts_per_step, key)
             if phase.rollout.replay is None:
                 with session.timer("sync"):
                     session.seat.sync()
-            with session.timer("rollout"):
-                groups = session.generate(prompts, phase, judge)
+            groups, sampled = sample_groups(session, source, key, phase, judge)
             with session.timer("buffer"):
                 result = buffer(groups, StageContext(session.config.run.seed, session.policy.version))
             with session.timer("hand over"):
@@ -48,12 +47,12 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             if measured.alarm is not None:
                 session.progress.warn(f"{name} step {step}: {measured.alarm}")
             natives = rollout_statistics(rollout for group in groups for rollout in group.rollouts)
-            metrics = {f"train/{key}": value for key, value in natives.items()} | result.metrics
+            metrics = {f"train/{key}": value for key, value in natives.items()} | sampled | result.metrics
             metrics |= batch.metrics | measured.metrics | update_metrics(reports)
             metrics |= session.performance(reports) | session.seat.losses()
             session.state.buffer = buffer.state_dict()
             _journal(session, name, step, groups, measured.groups)
-            end_step(session, name, phase, step, metrics | {"data/too_long": skipped}, judge)
+            end_step(session, name, phase, step, metrics, judge)
 
 
 def _update(session: Session, phase: RLPhaseConfig, step: int, batch: RowBatch) -> list[UpdateReport]:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from octopus_mcore.config.layout import ranks_to_start, source_of
 from octopus_mcore.config.plugins import load_plugin
+from octopus_mcore.config.rollout_checks import correction_keys
 from octopus_mcore.config.schema import Config, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import temperature_name
 from octopus_mcore.data.processor import Processor
+from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.launch.local import run_ranks
 from octopus_mcore.observe.curves import plot_curves
 from octopus_mcore.observe.metrics import MetricLog, read_records, tensorboard_tracker
@@ -71,6 +73,7 @@ def _create_model(config: Config, world: World) -> None:
 def _open_session(config: Config, world: World, directory: RunDirectory, state: RunState, stack: ExitStack) -> Session:
     """Everything that can refuse bad input happens here, before the first step."""
     processor = Processor.configured(config.model.folder, config.data)
+    SpanFinder(processor.tokenizer).require_corrections(correction_keys(config))
     notes = _validated_sources(config) if world.is_main else []
     if world.is_main:
         validate_replays(config)

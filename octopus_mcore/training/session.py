@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from octopus_mcore.config.layout import SHARED_SOURCE
 from octopus_mcore.config.rewards import RewardConfig
+from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.schema import Config, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import PromptSource
@@ -26,7 +28,8 @@ from octopus_mcore.observe.timer import StepTimer
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
-from octopus_mcore.rollout.programs import SampleProgram
+from octopus_mcore.rollout.programs import RolloutProgram, SampleProgram
+from octopus_mcore.rollout.rethink import ForcedRethink
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World, device_model
 from octopus_mcore.training.engine_seat import EngineSeat
@@ -75,9 +78,17 @@ class Session:
         """This rank's rollout engine; None on ranks that lead no replica."""
         return self.seat.engine
 
-    def draw_prompts(self, source: PromptSource, count: int, key: str = SHARED_SOURCE) -> tuple[list[Prompt], int]:
+    @cached_property
+    def finder(self) -> SpanFinder:
+        """Finds spans in what this model samples."""
+        return SpanFinder(self.processor.tokenizer)
+
+    def draw_prompts(
+        self, source: PromptSource, count: int, key: str = SHARED_SOURCE, beside: Sequence[Prompt] = ()
+    ) -> tuple[list[Prompt], int]:
         """The next `count` prompts, and how many too long ones were passed over; moves the data cursor that belongs to the
-        source's configuration `key`. The same on every rank.
+        source's configuration `key`. Images of the step's other prompts, `beside` these, stay in the store. The same on every
+        rank.
 
         Raises:
             ValueError: the source has no more rows, or `_MOST_TOO_LONG_IN_A_ROW` prompts in a row are too long.
@@ -97,7 +108,7 @@ class Session:
             in_a_row = 0 if drawn else in_a_row + len(too_long)
             if in_a_row >= _MOST_TOO_LONG_IN_A_ROW:
                 raise ValueError(f"{key}: {in_a_row} prompts in a row are too long, the last of them: {too_long[-1]}")
-        self.retain_images(prompts)
+        self.retain_images((*beside, *prompts))
         return prompts, skipped
 
     def _move_cursor(self, key: str, rows: int) -> int:
@@ -113,18 +124,25 @@ class Session:
         """Judged natives of all prompts, on every rank; each replica's engine answers its share."""
         if phase.rollout.replay is not None:
             return self._recorded(prompts, RunDirectory(Path(phase.rollout.replay)))
-        sampling = SamplingParams(
-            temperature=phase.rollout.temperature,
-            top_p=phase.rollout.top_p,
-            max_new_tokens=phase.rollout.max_new_tokens,
-            stop_token_ids=self.processor.tokens.end_ids,
-            banned_token_ids=self.processor.tokens.banned,
-        )
-        program = SampleProgram(SpanFinder(self.processor.tokenizer), sampling, phase.rollout.n)
+        program = self._program(phase.rollout)
         key = (self.config.run.seed, self.policy.version, "rollout")
         parts = self.seat.run("rollout", lambda engine: program.run(self.share(prompts), engine, judge, key))
         by_uid = {group.prompt.uid: group for part in parts for group in part}
         return [by_uid[prompt.uid] for prompt in prompts]
+
+    def _program(self, rollout: RolloutConfig) -> RolloutProgram:
+        """How a phase's prompts become groups."""
+        sampling = SamplingParams(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            max_new_tokens=rollout.max_new_tokens,
+            stop_token_ids=self.processor.tokens.end_ids,
+            banned_token_ids=self.processor.tokens.banned,
+        )
+        program = SampleProgram(self.finder, sampling, rollout.n)
+        if rollout.rethink is None:
+            return program
+        return ForcedRethink.encoded(program, rollout.rethink, self.processor.encode)
 
     def _recorded(self, prompts: Sequence[Prompt], recorded: RunDirectory) -> list[Group]:
         """The natives that another run recorded for these prompts in the same phase and step.

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from octopus_mcore.data.images import UnfitImage
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import Row
+from octopus_mcore.experience.spans import SpanFinder
 from tests.tiny_folders import create_tiny_folder
 
 PICTURE = Image.new("RGB", (48, 16), (9, 90, 200))
@@ -79,7 +80,7 @@ def test_a_template_that_drops_lists_gets_a_string(text_folder, tmp_path):
 
 
 def test_vision_tokens_of_a_text_models_tokenizer_are_banned_where_it_has_them(text_folder, text, tmp_path):
-    """Qwen3's tokenizer has them, Qwen2.5's older ones and others need not; `<think>` must be there."""
+    """Qwen3's tokenizer has them, Qwen2.5's older ones and others need not."""
     names = text.tokenizer.convert_ids_to_tokens(list(text.tokens.banned))
     assert names == ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     folder = shutil.copytree(text_folder, tmp_path / "copy")
@@ -92,12 +93,13 @@ def test_vision_tokens_of_a_text_models_tokenizer_are_banned_where_it_has_them(t
 
 
 def test_a_tokenizer_without_think_tokens_can_be_given_them(text_folder, tmp_path):
-    """Published Qwen2.5 tokenizers have no `<think>`; what the documentation says to do makes them usable."""
+    """Published Qwen2.5 tokenizers have no `<think>`; with what the documentation says to do they know corrections."""
     folder = shutil.copytree(text_folder, tmp_path / "copy")
     for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
         file.write_text(file.read_text().replace("<think>", "<|a|>").replace("</think>", "<|b|>"))
-    with pytest.raises(ValueError, match=r"tokenizer.json.*<think> is not in its vocabulary; add it"):
-        Processor.from_pretrained(folder)
+    published = Processor.from_pretrained(folder)
+    assert (published.tokens.think_open, published.tokens.think_close) == (None, None)
+    assert SpanFinder(published.tokenizer).missing == ("<think>", "</think>")
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2048}))  # rows to spare, as Qwen2.5 has
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -105,6 +107,7 @@ def test_a_tokenizer_without_think_tokens_can_be_given_them(text_folder, tmp_pat
     tokenizer.save_pretrained(folder)
     tokens = Processor.from_pretrained(folder).tokens
     assert tokenizer.convert_ids_to_tokens([tokens.think_open, tokens.think_close]) == ["<think>", "</think>"]
+    assert SpanFinder(tokenizer).missing == ()
 
 
 @pytest.mark.parametrize(

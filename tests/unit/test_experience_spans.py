@@ -170,13 +170,34 @@ def test_ids_beyond_the_vocabulary_are_unreadable_not_fatal():
     assert finder().text((10**6,)) == "\ufffd"
 
 
-def test_a_tokenizer_without_think_tokens_is_refused():
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
-    tokenizer.add_tokens(["<think>"])
-    with pytest.raises(ValueError, match="no single added token </think>"):
-        SpanFinder(tokenizer)
+def thoughtless(added: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer whose only added tokens are these, as Qwen2.5's published one has no think tokens."""
+    bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END)
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+@pytest.mark.parametrize("added", [[], ["<think>"]], ids=["none", "half"])
+def test_without_think_tokens_every_response_is_one_attempt(added):
+    tokenizer = thoughtless(added)
+    alone = SpanFinder(tokenizer)
+    ids = tokenizer.encode(ONE + SEPARATOR + TWO + SEPARATOR + TWO + END, add_special_tokens=False)
+    (span,) = alone.find(ids, version=4)
+    assert (span.kind, span.start, span.end, span.version) == (SpanKind.FIRST, 0, len(ids), 4)
+    assert alone.extra_corrections(ids) == 0
+    assert alone.attempt_texts(ids, (span,)) == (ONE + SEPARATOR + TWO + SEPARATOR + TWO,)
+
+
+def test_corrections_are_refused_where_the_tokenizer_cannot_show_them():
+    alone = SpanFinder(thoughtless([]))
+    alone.require_corrections([])
+    with pytest.raises(ValueError, match=r"no single added token <think> and </think>.*corrections: a\.mask=first, b=2\."):
+        alone.require_corrections(["a.mask=first", "b=2"])
+    with pytest.raises(ValueError, match="no single added token </think>, so"):
+        SpanFinder(thoughtless(["<think>"])).require_corrections(["a=1"])
+    finder().require_corrections(["a.mask=first"])
 
 
 def test_a_tokenizer_of_another_kind_is_refused():
