@@ -47,3 +47,10 @@ def create_tiny_folder(path: Path, family: str, digits: Path, tied: bool = False
         settings = json.loads((path / name).read_text()) | {"patch_size": vision.patch_size}
         (path / name).write_text(json.dumps(settings))
     return path
+
+
+def forget_think_tokens(folder: Path) -> Path:
+    """Takes `<think>` and `</think>` out of a folder's tokenizer, as Qwen2.5's published ones are without them; returns it."""
+    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        file.write_text(file.read_text().replace("<think>", "<|a|>").replace("</think>", "<|b|>"))
+    return folder

@@ -12,7 +12,7 @@ from octopus_mcore.data.images import UnfitImage
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import Row
 from octopus_mcore.experience.spans import SpanFinder
-from tests.tiny_folders import create_tiny_folder
+from tests.tiny_folders import create_tiny_folder, forget_think_tokens
 
 PICTURE = Image.new("RGB", (48, 16), (9, 90, 200))
 QWEN3_LIKE = (
@@ -94,9 +94,7 @@ def test_vision_tokens_of_a_text_models_tokenizer_are_banned_where_it_has_them(t
 
 def test_a_tokenizer_without_think_tokens_can_be_given_them(text_folder, tmp_path):
     """Published Qwen2.5 tokenizers have no `<think>`; with what the documentation says to do they know corrections."""
-    folder = shutil.copytree(text_folder, tmp_path / "copy")
-    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
-        file.write_text(file.read_text().replace("<think>", "<|a|>").replace("</think>", "<|b|>"))
+    folder = forget_think_tokens(shutil.copytree(text_folder, tmp_path / "copy"))
     published = Processor.from_pretrained(folder)
     assert (published.tokens.think_open, published.tokens.think_close) == (None, None)
     assert SpanFinder(published.tokenizer).missing == ("<think>", "</think>")

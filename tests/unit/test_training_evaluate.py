@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -30,6 +31,7 @@ from octopus_mcore.training.evaluate import (
     evaluation_tallies,
 )
 from octopus_mcore.training.generate import generate_answer
+from tests.tiny_folders import forget_think_tokens
 
 
 def source(split="validation", seed=3):
@@ -249,3 +251,17 @@ def test_the_instruction_is_switched_on_and_off(digits_checkpoint, tmp_path, pro
 def test_generate_names_a_missing_image(digits_checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
         generate_answer(digits_checkpoint, [tmp_path / "nowhere.png"], "Sum?")
+
+
+def test_a_model_without_think_tokens_is_evaluated_by_single_attempts(digits_checkpoint, tmp_path):
+    """Qwen2.5-VL as published: it answers and is graded; what needs corrections is refused by its key."""
+    folder = forget_think_tokens(shutil.copytree(digits_checkpoint, tmp_path / "model"))
+    alone = {"rewards": {"judge": "exact", "workers": 0, "shaping": "accuracy"}}
+    metrics = evaluate_checkpoint(folder, make_config(folder, **alone), ["test"])
+    assert metrics["test/T1/correction_share"] == 0 and metrics["test/T1/length"] > 0
+    with pytest.raises(ValueError, match=r"needs corrections: rewards\.shaping=self_correction\. Set"):
+        evaluate_checkpoint(folder, make_config(folder), ["test"])
+    forced = make_config(folder, **alone, eval={"sets": {"test": {"source": source("test")}}, "forced_rounds": 1})
+    with pytest.raises(ValueError, match=r"needs corrections: eval\.forced_rounds=1\. Set"):
+        evaluate_checkpoint(folder, forced, ["test"])
+    assert isinstance(generate_answer(folder, [], "What?", max_new_tokens=3), str)
