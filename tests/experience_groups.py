@@ -1,6 +1,7 @@
 """Groups for tests of the experience buffer, made on the real path: texts → token ids → spans → judge."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -97,6 +98,13 @@ def group_of(labels: Sequence[str], uid: str = "question-1", config: RewardConfi
     """A group of natives with these labels."""
     prompt = Prompt(uid, encode("What is it?"), "What is it?", TRUTH)
     return Group(prompt, tuple(labelled(label, number, config) for number, label in enumerate(labels)))
+
+
+def rewarded(rewards: Sequence[float], uid: str = "question-1") -> Group:
+    """A group of single attempts with these rewards."""
+    group = group_of(["c"] * len(rewards), uid)
+    judgements = [replace(r.judgement, total=reward) for r, reward in zip(group.rollouts, rewards, strict=True)]
+    return replace(group, rollouts=tuple(replace(r, judgement=j) for r, j in zip(group.rollouts, judgements, strict=True)))
 
 
 def pair_judgement(first, correction, facts):

@@ -5,7 +5,7 @@ With r the rollouts' rewards, one advantage for all tokens of a rollout:
 - `group`: (r − group mean) / (group std + ε). GRPO (arXiv 2402.03300 §4.1.2), as Octopus trains (docs/method.md §5).
 - `group_mean`: r − group mean. Dr. GRPO (arXiv 2503.20783), VL-Rethinker (arXiv 2504.08837): dividing by the deviation weighs
   questions that are nearly always, or nearly never, answered rightly the more.
-- `leave_one_out`: r − mean of the group's other rollouts = (r − group mean) · n / (n − 1). RLOO (arXiv 2402.14740 §2.2): a
+- `leave_one_out`: r − mean of the group's other rollouts = (r − group mean) · n / (n − 1). RLOO (arXiv 2402.14740): a
   baseline that the rollout itself has no part in is unbiased.
 - `batch`: (r − mean) / (std + ε) over all rollouts of the step, of whatever prompt. REINFORCE++ (arXiv 2501.03262). It needs no
   groups: one rollout per prompt will do. Its KL penalty inside the reward, token by token, is not among the rewards here; a KL

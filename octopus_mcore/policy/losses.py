@@ -57,7 +57,7 @@ def policy_loss(
     max(−A·w, −A·clip(w, 1 − clip_low, 1 + clip_high)), for A < 0 bounded by −A·dual_clip (dual clip, arXiv 1912.09729).
     Two kinds take the gradient of the log-prob itself, so that no bound ever stops a token's gradient:
 
-    - `cispo`: −sg[clip(exp(d_t), 1 − clip_low, 1 + clip_high)] · A · log π_t  (MiniMax-M1, arXiv 2506.13585 Eqs. 4 and 5);
+    - `cispo`: −sg[clip(exp(d_t), 1 − clip_low, 1 + clip_high)] · A · log π_t  (MiniMax-M1, arXiv 2506.13585);
     - `reinforce`: −A · log π_t, without any ratio  (Williams 1992; as in RLOO, arXiv 2402.14740). Of the weights before the
       step, that is: in a step's later updates it is off-policy by the earlier ones.
 
@@ -96,7 +96,7 @@ def policy_loss(
 
 
 def entropy_loss(config: LossConfig, *, entropy: Tensor, mask: Tensor, row_index: Tensor, num_rows: int) -> Tensor:
-    """The summed entropy bonus as a loss: −H of the masked tokens, added up as the policy loss is (A3C, arXiv 1602.01783 §4).
+    """The summed entropy bonus as a loss: −H of the masked tokens, added up as the policy loss is (A3C, arXiv 1602.01783).
 
     `entropy` [T] in nats, with its gradient. It moves every trained token, also those without advantage.
     """

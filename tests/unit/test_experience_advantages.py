@@ -11,7 +11,7 @@ from octopus_mcore.experience.advantages import AdvantageMode, constant, normali
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.types import SpanKind
 from octopus_mcore.rewards.shaping import excluded
-from tests.experience_groups import group_of, pair_judgement
+from tests.experience_groups import group_of, pair_judgement, rewarded
 
 EPSILON = 1e-6
 MODES = get_args(AdvantageMode)
@@ -89,13 +89,6 @@ def test_invalid_rollouts_neither_count_nor_learn(mode):
 # Within the group, over the step
 
 
-def valued(rewards, uid="question-1"):
-    """A group of single attempts with these rewards."""
-    group = group_of(["c"] * len(rewards), uid)
-    rollouts = [replace(r, judgement=replace(r.judgement, total=v)) for r, v in zip(group.rollouts, rewards, strict=True)]
-    return replace(group, rollouts=tuple(rollouts))
-
-
 def firsts(groups, mode, epsilon=0.0):
     """Of each group the advantage of each rollout's first token."""
     return [[float(own[0]) for own in part] for part in step_advantages(groups, mode, epsilon, pair_judgement)]
@@ -103,7 +96,7 @@ def firsts(groups, mode, epsilon=0.0):
 
 def test_group_means_and_leave_one_out_by_hand():
     """Mean 1 of 0, 0, 1, 3; the others' means are 4/3, 4/3, 1 and 1/3."""
-    (centred,), (left_out,) = (firsts([valued([0, 0, 1, 3])], mode) for mode in ("group_mean", "leave_one_out"))
+    (centred,), (left_out,) = (firsts([rewarded([0, 0, 1, 3])], mode) for mode in ("group_mean", "leave_one_out"))
     assert centred == [-1, -1, 0, 2]
     assert left_out == pytest.approx([-4 / 3, -4 / 3, 0, 8 / 3], abs=1e-6)
 
@@ -111,7 +104,7 @@ def test_group_means_and_leave_one_out_by_hand():
 def test_the_step_as_baseline_by_hand():
     """0, 1 and 2, 5 have mean 2 and deviation √(14/3) over the step. Less their groups' means they are ±1/2 and ±3/2, which
     have deviation √(5/3)."""
-    groups = [valued([0, 1], "a"), valued([2, 5], "b")]
+    groups = [rewarded([0, 1], "a"), rewarded([2, 5], "b")]
     over_all, over_groups = (firsts(groups, mode) for mode in ("batch", "group_then_batch"))
     assert over_all[0] + over_all[1] == pytest.approx([value / np.sqrt(14 / 3) for value in (-2, -1, 0, 3)], abs=1e-6)
     assert over_groups[0] + over_groups[1] == pytest.approx(
@@ -121,17 +114,17 @@ def test_the_step_as_baseline_by_hand():
 
 
 def test_one_rollout_of_each_prompt_is_compared_over_the_step():
-    groups = [valued([value], str(value)) for value in (0, 1)]
+    groups = [rewarded([value], str(value)) for value in (0, 1)]
     assert firsts(groups, "batch") == [[pytest.approx(-np.sqrt(0.5))], [pytest.approx(np.sqrt(0.5))]]
     assert {value for mode in set(MODES) - {"batch"} for part in firsts(groups, mode, EPSILON) for value in part} == {0.0}
 
 
 def test_a_uniform_group_learns_from_others_under_batch_alone():
-    groups = [valued([1.1, 1.1, 1.1], "a"), valued([0.1, 0.2, 0.3], "b"), valued([0.1] * 3, "c")]
+    groups = [rewarded([1.1, 1.1, 1.1], "a"), rewarded([0.1, 0.2, 0.3], "b"), rewarded([0.1] * 3, "c")]
     for mode in set(MODES) - {"batch"}:
         assert firsts(groups, mode, EPSILON)[0] == firsts(groups, mode, EPSILON)[2] == [0, 0, 0], mode
     assert all(value > 1 for value in firsts(groups, "batch")[0])
-    uniform = [valued([0.3, 0.3], "a"), valued([0.1 + 0.2], "b")]
+    uniform = [rewarded([0.3, 0.3], "a"), rewarded([0.1 + 0.2], "b")]
     assert all(value == 0 for mode in MODES for part in firsts(uniform, mode, EPSILON) for value in part)
 
 
