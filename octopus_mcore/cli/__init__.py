@@ -112,15 +112,17 @@ def generate(
 @app.command()
 def config_docs(
     file: Annotated[Path | None, typer.Argument(help="File to write; docs/configuration.md by default.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the file is up to date.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
 ) -> None:
-    """Writes the reference of all configuration keys."""
+    """Writes the reference of all configuration keys, and beside it the page of all recipes, recipes.md."""
     with clear_errors():
-        from octopus_mcore.config.docs import DEFAULT_FILE, write_or_check
+        from octopus_mcore.config import docs, recipe_docs
 
-        up_to_date, message = write_or_check(file or DEFAULT_FILE, check)
-        typer.echo(message)
-        raise typer.Exit(0 if up_to_date else 1)
+        file = file or docs.DEFAULT_FILE
+        answers = [docs.write_or_check(file, check), recipe_docs.write_or_check(file.with_name("recipes.md"), check)]
+        for _, message in answers:
+            typer.echo(message)
+        raise typer.Exit(0 if all(up_to_date for up_to_date, _ in answers) else 1)
 
 
 def _describe(config: Path, overrides: list[str]) -> int:

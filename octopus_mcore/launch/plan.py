@@ -26,7 +26,7 @@ def cost_text(config: Config, world_size: int | None = None) -> str:
     model = load_shape(config.model.folder)
     if violations := check_model(model.hf.to_dict(), config.parallel):
         raise ValueError("\n".join(violations))
-    lines = [*cost_lines(model, _plan(config, world_size))]
+    lines = [*cost_lines(model, plan_of(config, world_size))]
     if config.model.layer_spec != "local":
         lines.append(f"The numbers are those of layer_spec local in {config.model.dtype}; others save and hold other things.")
     if share := max((phase.optimizer.offload for phase in config.phases.values()), default=0.0):
@@ -34,8 +34,8 @@ def cost_text(config: Config, world_size: int | None = None) -> str:
     return title + "\n".join(lines) + "\n"
 
 
-def _plan(config: Config, world_size: int | None) -> Plan:
-    """Rows of supervised phases are not known; they are bounded by a micro-batch."""
+def plan_of(config: Config, world_size: int | None) -> Plan:
+    """What a run's costs are computed from. Rows of supervised phases are not known; they are bounded by a micro-batch."""
     budget = config.batch.max_tokens_per_micro_batch
     phases = [phase for phase in config.phases.values() if isinstance(phase, RLPhaseConfig)]
     return Plan(

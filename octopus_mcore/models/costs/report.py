@@ -58,8 +58,9 @@ def _memory(model: ModelShape, plan: Plan) -> Iterator[str]:
     )
 
 
-def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[str, int]]:
-    """Stage, layers, share of a text row's operations and parameters; bytes by what they are for."""
+def stage_bytes(model: ModelShape, plan: Plan, rank: int) -> dict[str, int]:
+    """What a rank of a pipeline stage holds, in bytes by what it is for. Images, the allocator, communication and engines on
+    the same device come on top."""
     memory = rank_memory(model, plan.parallel, plan.compute, rank, reference=plan.reference)
     own = [chunk for chunk in chunks(plan.parallel, model.decoder.layers) if chunk.rank == rank]
     load = Load(plan.max_tokens)
@@ -67,10 +68,17 @@ def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[st
     held |= {"reference": memory.reference} if plan.reference else {}
     held["activations"] = peak_activations(model, plan.parallel, plan.compute, rank, load)
     held["head"] = head_workspace(model.decoder, plan.parallel, plan.compute, load) if any(chunk.last for chunk in own) else 0
+    return held
+
+
+def _stage(model: ModelShape, plan: Plan, rank: int) -> tuple[list[str], dict[str, int]]:
+    """Stage, layers, share of a text row's operations and parameters; and `stage_bytes`."""
+    own = [chunk for chunk in chunks(plan.parallel, model.decoder.layers) if chunk.rank == rank]
+    parameters = rank_memory(model, plan.parallel, plan.compute, rank).parameters
     row = Work.of_rows([plan.row], plan.row)
     stages = [stage_flops(model, plan.parallel, row, plan.compute, stage).hardware for stage in range(plan.parallel.pipeline)]
     layers = str(sum(len(chunk.layers) for chunk in own))
-    return [str(rank), layers, f"{stages[rank] / sum(stages):.0%}", _count(memory.parameters)], held
+    return [str(rank), layers, f"{stages[rank] / sum(stages):.0%}", _count(parameters)], stage_bytes(model, plan, rank)
 
 
 def _operations(model: ModelShape, plan: Plan) -> Iterator[str]:

@@ -1,0 +1,121 @@
+"""The example configurations for real models: they resolve, fit their layout and a GPU's memory, and have the papers' batches.
+
+Nothing here is trained. Model folders hold the published `config.json` and no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from octopus_mcore.config.describe import describe
+from octopus_mcore.config.layout import check, longest_row
+from octopus_mcore.config.load import load_config, read_hf_config
+from octopus_mcore.config.schema import Config, RLPhaseConfig
+from octopus_mcore.data.instructions import SELF_CORRECTION_SUFFIX
+from octopus_mcore.launch.plan import cost_text, plan_of
+from octopus_mcore.models.costs.report import stage_bytes
+from octopus_mcore.models.families import load_shape
+from tests.published import PUBLISHED_FILES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GIB = 2**30
+
+LARGE = {
+    "qwen3_vl_8b_octopus_8gpu": ("Qwen3-VL-8B", 8),
+    "qwen3_vl_8b_octopus_64gpu": ("Qwen3-VL-8B", 64),
+    "qwen3_vl_8b_octopus_cold_start": ("Qwen3-VL-8B", 8),
+}
+"""By file: the model and the number of GPUs that it is for."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Folders with the published configuration of each model."""
+    root = tmp_path_factory.mktemp("published")
+    found = {}
+    for model in {model for model, _ in LARGE.values()}:
+        (root / model).mkdir()
+        (root / model / "config.json").write_text(json.dumps(PUBLISHED_FILES[model]))
+        found[model] = root / model
+    return found
+
+
+def resolved(name: str, folders: dict[str, Path], *overrides: str) -> Config:
+    model, _ = LARGE[name]
+    return load_config(EXAMPLES / f"{name}.yaml", [f"model.path={folders[model]}", *overrides])
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("compat", ["paper", "reference"])
+def test_it_resolves_without_violations_in_its_layout(name, compat, folders):
+    model, world = LARGE[name]
+    config = resolved(name, folders, f"compat={compat}")
+    assert check(config, world, read_hf_config(folders[model])) == []
+    assert check(config, world * 2, read_hf_config(folders[model])), "its layout is stated, not what the launcher leaves"
+    answer = describe(EXAMPLES / f"{name}.yaml", [f"model.path={folders[model]}", f"compat={compat}"], world)
+    assert not answer.violations and f"{world} ranks" in answer.text
+    assert "GiB on one rank" in cost_text(config, world)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_its_estimate_leaves_room_on_a_gpu_of_80_gb(name, folders):
+    model, world = LARGE[name]
+    plan = plan_of(resolved(name, folders), world)
+    shape = load_shape(folders[model])
+    held = [sum(stage_bytes(shape, plan, rank).values()) for rank in range(plan.parallel.pipeline)]
+    assert max(held) < 60 * GIB, "images, allocator and communication come on top"
+    assert max(held) > 16 * GIB, "an estimate that forgot the weights"
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_it_says_that_it_was_never_run(name):
+    head = (EXAMPLES / f"{name}.yaml").read_text().split("\n\n")[0]
+    assert "No run of this size has been made with this program." in " ".join(head.replace("#", " ").split())
+
+
+def rl(config: Config) -> list[RLPhaseConfig]:
+    return [phase for phase in config.phases.values() if isinstance(phase, RLPhaseConfig)]
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_8b_octopus_8gpu", "qwen3_vl_8b_octopus_64gpu"])
+def test_octopus_has_the_hyperparameters_of_the_scripts(name, folders):
+    config = resolved(name, folders)
+    assert list(config.phases) == ["stage1", "stage2"]
+    assert config.data.prompt_suffix == SELF_CORRECTION_SUFFIX
+    assert (config.data.max_prompt_tokens, config.data.min_pixels, config.data.max_pixels) == (2048, 200_704, 1_003_520)
+    assert not config.model.freeze_vision and config.rollout.sglang.arguments == ["--mem-fraction-static", "0.6"]
+    assert config.rollout.sglang.tensor == 2
+    assert config.rollout.sglang.tensor * config.rollout.sglang.engines == config.parallel.model_size, "a server on each GPU"
+    for phase in rl(config):
+        group = phase.buffer.recombine.target
+        assert (phase.prompts_per_step, phase.rollout.n, group, phase.updates_per_step) == (512, 8, 16, 4)
+        assert phase.prompts_per_step * group == 8192 and 8192 // phase.updates_per_step == 2048
+        assert (phase.rollout.max_new_tokens, phase.rollout.temperature, phase.rollout.top_p) == (6144, 1.0, 1.0)
+        assert longest_row(config, phase) == 8192
+        loss, optimizer = phase.loss, phase.optimizer
+        assert (loss.kind, loss.clip_low, loss.clip_high, loss.dual_clip) == ("gspo_token", 3e-4, 4e-4, 3.0)
+        assert (optimizer.lr, optimizer.warmup_steps, optimizer.weight_decay, optimizer.clip_grad) == (1e-6, 10, 0.1, 1.0)
+        assert (optimizer.decay, optimizer.beta1, optimizer.beta2) == ("constant", 0.9, 0.999)
+    first, second = rl(config)
+    assert (first.buffer.mask, second.buffer.mask, second.loss.kl_coefficient) == ("first", "changed", 0.0)
+    assert first.steps + second.steps == 5 * (38_870 // 512), "five epochs"
+
+
+def test_octopus_as_published_and_as_released(folders):
+    paper, released = (resolved("qwen3_vl_8b_octopus_8gpu", folders, f"compat={name}") for name in ("paper", "reference"))
+    assert [phase.buffer.recombine.selection for phase in (*rl(paper), *rl(released))] == ["paper"] * 2 + ["reference"] * 2
+    assert [phase.loss.kl_coefficient for phase in (*rl(paper), *rl(released))] == [1.0, 0.0, 0.01, 0.0]
+
+
+def test_octopus_cold_start(folders):
+    config = resolved("qwen3_vl_8b_octopus_cold_start", folders)
+    (phase,) = config.phases.values()
+    assert (phase.kind, phase.batch_size, phase.steps) == ("sft", 128, 10_000 // 128)
+    assert (phase.optimizer.lr, phase.optimizer.decay, phase.optimizer.warmup_steps) == (1e-6, "cosine", math.ceil(0.03 * 78))
+    assert config.model.freeze_vision and (config.data.min_pixels, config.data.max_pixels) == (None, 262_144)
+    following = load_config(EXAMPLES / "qwen3_vl_8b_octopus_8gpu.yaml")
+    assert following.model.path == f"{config.run.root}/{config.run.name}/export", "the stages begin with what it exports"
