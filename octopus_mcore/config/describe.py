@@ -164,12 +164,17 @@ def _rl_batch(config: Config, phase: RLPhaseConfig, data_size: int) -> Iterator[
         f"upper bounds: {row} tokens a row (prompt {config.data.max_prompt_tokens}), {rows * row:,} a step, "
         f"{config.batch.max_tokens_per_micro_batch} a micro-batch"
     )
-    yield f"advantage {phase.buffer.advantage}, mask {phase.buffer.mask}, loss {phase.loss.kind} ({_kl(phase)})"
+    yield f"advantage {phase.buffer.advantage}, mask {phase.buffer.mask}, loss {phase.loss.kind} ({_terms(phase)})"
     yield _learning(phase)
 
 
-def _kl(phase: RLPhaseConfig) -> str:
-    return f"KL {phase.loss.kl_coefficient:g} {phase.loss.kl_estimator}" if phase.loss.kl_coefficient else "no KL"
+def _terms(phase: RLPhaseConfig) -> str:
+    """How the policy loss is aggregated, and what is added to it."""
+    loss = phase.loss.with_length(phase.rollout.max_new_tokens)
+    length = f" of {loss.length_constant} tokens" if loss.aggregation == "constant" else ""
+    kl = f"KL {loss.kl_coefficient:g} {loss.kl_estimator}" if loss.kl_coefficient else "no KL"
+    bonus = f", entropy bonus {loss.entropy_coefficient:g}" if loss.entropy_coefficient else ""
+    return f"{loss.aggregation}{length}, {kl}{bonus}"
 
 
 def _share(count: float, parts: int) -> Any:

@@ -36,10 +36,16 @@ def test_the_description_holds_tree_layout_and_arithmetic(tmp_path: Path) -> Non
         "8 prompts × 4 = 32 rollouts, recombined (paper) to 64 rows",
         "per update (2 a step): 4 groups = 32 rows, 2 groups on each of 2 DP ranks",
         "80 tokens a row (prompt 32), 5,120 a step",
+        "advantage group, mask first, loss gspo_token (sequence_mean, KL 0.1 k3)",
         "total: 30 steps, 36 optimizer updates",
         "No violations",
     ):
         assert piece in description.text, piece
+
+
+def test_the_description_says_what_a_loss_left_open(tmp_path: Path) -> None:
+    loss = [f"phases.stage2.loss.{key}" for key in ("kind=grpo", "aggregation=constant", "entropy_coefficient=0.01")]
+    assert "loss grpo (constant of 48 tokens, no KL, entropy bonus 0.01)" in describe(write(tmp_path), loss).text
 
 
 def test_schema_and_arithmetic_violations_come_together(tmp_path: Path) -> None:
