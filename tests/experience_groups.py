@@ -125,6 +125,7 @@ def same_rollout(a: Rollout, b: Rollout) -> bool:
     if a.old_log_probs is not None:
         arrays.append((a.old_log_probs, b.old_log_probs))
     if a.signal is not None and b.signal is not None:
+        plain = plain and (a.signal.draws, a.signal.kept) == (b.signal.draws, b.signal.kept)
         arrays += [(getattr(a.signal, name), getattr(b.signal, name)) for name in ("policy_mask", "kl_mask", "advantages")]
     return (
         plain

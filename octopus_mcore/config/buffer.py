@@ -26,6 +26,44 @@ class RecombineConfig(Section):
         return self.selection != "none"
 
 
+class ReplayConfig(Section):
+    """Selective sample replay (VL-Rethinker, arXiv 2504.08837 §3.2): of a step's rollouts those with an advantage are drawn,
+    with replacement, with p ∝ (|A| + epsilon)^alpha, |A| the mean over trained tokens. One that is drawn k times counts k
+    times."""
+
+    mode: Literal["none", "rollout", "persistent", "filter"] = "none"
+    """`none` trains every rollout once. `rollout` draws among the step's own (the paper). `persistent` also draws from a pool
+    of rollouts of earlier steps, each with its advantage and log-probs of then (the released program's later versions).
+    `filter` draws the step's own uniformly (the ablation)."""
+    alpha: float = Field(default=1.0, ge=0)
+    """Exponent of the advantage; 0 draws uniformly."""
+    epsilon: float = Field(default=1e-4, gt=0)
+    """Added to the size of the advantage, so that rollouts without one can be drawn."""
+    out_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Rows that leave, as a share of the step's rollouts, rounded down; null is 0.5, and 1 for `filter`."""
+    zero_advantage_positives: float = Field(default=0.1, ge=0)
+    """Up to so many well-rewarded rollouts without advantage stand among those that are drawn from, as a share of those with
+    one. The released program admits them only where it has an NLL term."""
+    positive_reward: float = 0.95
+    """What a well-rewarded rollout's reward is above."""
+    capacity: int | None = Field(default=None, ge=1)
+    """`persistent`: most rollouts in the pool, the oldest leave first; null is as many as leave the buffer in that step."""
+    max_age: int | None = Field(default=None, ge=1)
+    """`persistent`: after so many steps a rollout leaves the pool; null sets no limit."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether rows are drawn."""
+        return self.mode != "none"
+
+    @property
+    def share(self) -> float:
+        """Rows that leave, as a share of the step's rollouts."""
+        if self.out_fraction is not None:
+            return self.out_fraction
+        return 1.0 if self.mode == "filter" else 0.5
+
+
 class BufferConfig(Section):
     """Stages between generation and loss."""
 
@@ -42,3 +80,5 @@ class BufferConfig(Section):
     from its own."""
     advantage_epsilon: float = Field(default=1e-6, gt=0)
     """Added to the standard deviation, in modes that divide by one."""
+    replay: ReplayConfig = Field(default_factory=ReplayConfig)
+    """Selective sample replay, behind the advantages."""

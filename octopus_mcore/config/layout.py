@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from octopus_mcore.config.buffer_checks import check_replay
 from octopus_mcore.config.loss_checks import check_loss
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision, offload_refusal
@@ -183,6 +184,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
                 f"{key}.buffer.recombine.target={recombine.target}: {n} natives (rollout.n) give only {pairs} pairs to build "
                 f"{recombine.target - n} more rollouts from"
             )
+    yield from check_replay(f"{key}.buffer", buffer)
     yield from check_loss(key, phase)
 
 

@@ -1,7 +1,7 @@
 """The experience buffer: judged groups in, groups with a training signal out, through an ordered list of stages.
 
-Exclusion of invalid rollouts → recombination → masks → advantages. Other systems differ in this list, not in the loop that
-calls it.
+Exclusion of invalid rollouts → recombination → masks → advantages → replay. Other systems differ in this list, not in the loop
+that calls it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 
 from octopus_mcore.config.buffer import BufferConfig
 from octopus_mcore.experience.recombine import PairJudgement
+from octopus_mcore.experience.replay import Replay
 from octopus_mcore.experience.stages import Advantage, BufferStage, ExcludeInvalid, Mask, Recombine, StageContext
-from octopus_mcore.experience.statistics import TRANSITIONS, judgement_of, transition
+from octopus_mcore.experience.statistics import TRANSITIONS, difficulty_shares, judgement_of, transition
 from octopus_mcore.experience.types import Group, Rollout
 
 INVALID = "invalid/"
@@ -25,7 +26,7 @@ INVALID = "invalid/"
 
 @dataclass(frozen=True)
 class BufferResult:
-    """Groups ready for the loss, and counts of what the buffer did. The counts add up over ranks."""
+    """Groups ready for the loss, and what the buffer did with all groups of the step."""
 
     groups: tuple[Group, ...]
     metrics: dict[str, float]
@@ -40,7 +41,8 @@ class Buffer:
 
     def __call__(self, groups: Sequence[Group], ctx: StageContext) -> BufferResult:
         """The groups after all stages. Each group's result depends on (seed, step, uid) and itself alone, not on its place;
-        only advantages that compare over the step (`batch`, `group_then_batch`) depend on which other groups there are.
+        only advantages that compare over the step (`batch`, `group_then_batch`) and replay depend on which other groups there
+        are, and replay on what earlier steps left in the pool.
 
         Raises:
             ValueError: a rollout has not been judged, or two groups share a uid (they would share their random choices).
@@ -49,7 +51,15 @@ class Buffer:
         given = list(groups)
         for stage in self.stages.values():
             given = stage(given, ctx)
-        return BufferResult(tuple(given), buffer_metrics(groups, given, self._target))
+        metrics = buffer_metrics(groups, given, self._target)
+        for stage in self.stages.values():
+            metrics |= stage.metrics()
+        return BufferResult(tuple(given), metrics)
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Shows every stage the step's groups with what the trainer measured of them; call it once after the updates."""
+        for stage in self.stages.values():
+            stage.observe(groups)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every stage by name."""
@@ -82,6 +92,8 @@ def build_buffer(config: BufferConfig, max_new_tokens: int, pair_judgement: Pair
         stages["recombine"] = Recombine(config.recombine, limit, pair_judgement)
     stages["mask"] = Mask(config.mask, first_attempts_once=config.advantage == "separate")
     stages["advantage"] = Advantage(config.advantage, config.advantage_epsilon, pair_judgement)
+    if config.replay.enabled:
+        stages["replay"] = Replay(config.replay)
     return Buffer(stages, config.recombine.target if config.recombine.enabled else None)
 
 
@@ -89,9 +101,10 @@ def buffer_metrics(before: Sequence[Group], after: Sequence[Group], target: int 
     """Counts of one step.
 
     `buffer/before/<kind>`, `buffer/native/<kind>` and `buffer/synthesised/<kind>`: rollouts that came in, natives and
-    synthesised ones that go out, by kind: wc, cc, cw, ww, or `single_right` and `single_wrong` without a correction.
-    `buffer/excluded/<reason>`: invalid rollouts. `buffer/missing`: rollouts short of the target because no pair was left.
-    `buffer/uniform_groups`: groups whose rewards are all equal, which teach nothing under group advantages.
+    synthesised ones that go out, each as often as replay drew it, by kind: wc, cc, cw, ww, or `single_right` and `single_wrong`
+    without a correction. `buffer/excluded/<reason>`: invalid rollouts. `buffer/missing`: rollouts short of the target because
+    no pair was left. `buffer/uniform_groups`: groups whose rewards are all equal, which teach nothing under group advantages.
+    `buffer/difficulty/<name>`: see `statistics.difficulty_shares`.
     """
     counts: Counter[str] = Counter()
     for group in before:
@@ -101,12 +114,16 @@ def buffer_metrics(before: Sequence[Group], after: Sequence[Group], target: int 
             if not judgement.valid:
                 reasons = [part.removeprefix(INVALID) for part in judgement.parts if part.startswith(INVALID)]
                 counts[f"excluded/{reasons[0] if reasons else 'unstated'}"] += 1
+    of_the_step = {group.prompt.uid for group in before}
     for group in after:
-        counts["missing"] += max(0, (target or 0) - len(group.rollouts))
-        counts["uniform_groups"] += bool(np.ptp([judgement_of(rollout).total for rollout in group.rollouts]) < 1e-9)
+        if group.prompt.uid in of_the_step:
+            counts["missing"] += max(0, (target or 0) - len(group.rollouts))
+            counts["uniform_groups"] += bool(np.ptp([judgement_of(rollout).total for rollout in group.rollouts]) < 1e-9)
         for rollout in group.rollouts:
-            counts[f"{'synthesised' if rollout.synthesised else 'native'}/{_kind(rollout)}"] += 1
-    return {f"buffer/{key}": float(counts[key]) for key in sorted({*counts, *_KEYS})}
+            times = 1 if rollout.signal is None else rollout.signal.draws
+            counts[f"{'synthesised' if rollout.synthesised else 'native'}/{_kind(rollout)}"] += times
+    metrics = {f"buffer/{key}": float(counts[key]) for key in sorted({*counts, *_KEYS})}
+    return metrics | {f"buffer/difficulty/{name}": share for name, share in difficulty_shares(before).items()}
 
 
 _KINDS = (*TRANSITIONS, "single_right", "single_wrong")

@@ -4,7 +4,8 @@ Written as `rollouts/<phase>/step_000010.jsonl` for readers, and read back for r
 judgements are plain JSON; float32 arrays (the engine's `log_probs`, the trainer's `old_log_probs`, `advantages`) are base64 of
 their little-endian bytes (`numpy.frombuffer(base64.b64decode(text), "<f4")`), exact and a third of the size of decimal text;
 masks are lists of half-open ranges. `old_log_probs` are NaN at tokens that the step's loss did not read, which the bytes hold
-as they are, and null where it read none. Journals of before they were kept read as if none was measured.
+as they are, and null where it read none. Journals of before they were kept read as if none was measured, those of before there
+was replay as if every rollout was trained once.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def _encode_rollout(rollout: Rollout) -> dict[str, Any]:
             "policy_mask": _encode_mask(signal.policy_mask),
             "kl_mask": _encode_mask(signal.kl_mask),
             "advantages": _encode_floats(signal.advantages),
+            "draws": signal.draws,
+            "kept": signal.kept,
         },
     }
 
@@ -140,6 +143,8 @@ def _decode_signal(row: dict[str, Any], length: int) -> TrainingSignal:
         policy_mask=_decode_mask(row["policy_mask"], length),
         kl_mask=_decode_mask(row["kl_mask"], length),
         advantages=_decode_floats(row["advantages"], length),
+        draws=row.get("draws", 1),
+        kept=row.get("kept", False),
     )
 
 

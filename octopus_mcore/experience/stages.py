@@ -2,7 +2,7 @@
 
 A stage sees one step's groups and returns new ones. Whatever it draws is keyed by (seed, step, uid), so neither the order
 of groups nor their distribution over ranks changes a result. What a stage keeps between steps it shows in `state_dict`;
-those here keep nothing.
+those here keep nothing (`octopus_mcore.experience.replay` does).
 """
 
 from __future__ import annotations
@@ -37,8 +37,16 @@ class BufferStage(Protocol):
         """The groups after this stage."""
         ...
 
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Sees the step's groups once more, with what the trainer measured of their rollouts (`old_log_probs`)."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What the last call did, by the full names under which the step's metrics show it."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """What the stage must remember over a restart, as JSON-like values."""
+        """What the stage must remember over a restart: JSON-like values, among which whole groups may stand."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -48,6 +56,13 @@ class BufferStage(Protocol):
 
 class StatelessStage:
     """Base of stages that keep nothing between steps."""
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Nothing is learned from it."""
+
+    def metrics(self) -> dict[str, float]:
+        """None beyond the buffer's own."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

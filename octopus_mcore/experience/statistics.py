@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from octopus_mcore.experience.types import Judgement, Rollout
+import numpy as np
+
+from octopus_mcore.experience.types import Group, Judgement, Rollout
 
 TRANSITIONS = {"wc": "wrong_correct", "cc": "correct_correct", "cw": "correct_wrong", "ww": "wrong_wrong"}
 """Short and long names of what a correction does to the correctness of the answer."""
+
+DIFFICULTIES = ("all_false", "hard", "medium", "easy", "all_true")
+"""Names of groups by the share of their right answers, from none to all."""
+
+_DIFFICULTY_BOUNDS = (1 / 8, 3 / 8, 6 / 8, 1.0)
 
 
 def transition(first_correct: bool, correction_correct: bool) -> str:
@@ -88,6 +95,14 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
 def rollout_statistics(rollouts: Iterable[Rollout]) -> dict[str, float]:
     """`rates` of the rollouts' tally: the statistics of training steps and evaluations."""
     return rates(tally(rollouts))
+
+
+def difficulty_shares(groups: Sequence[Group]) -> dict[str, float]:
+    """Shares of a step's judged groups by the mean correctness m of their final answers (VL-Rethinker, arXiv 2504.08837):
+    `all_false` m < 1/8, `hard` < 3/8, `medium` < 6/8, `easy` < 1, `all_true` m = 1. Empty without groups."""
+    means = [np.mean([judgement_of(rollout).final_correct for rollout in group.rollouts]) for group in groups if group.rollouts]
+    found = Counter(int(np.searchsorted(_DIFFICULTY_BOUNDS, mean, side="right")) for mean in means)
+    return {name: found[place] / len(means) for place, name in enumerate(DIFFICULTIES)} if means else {}
 
 
 def _share(numerator: float, denominator: float) -> float:

@@ -219,12 +219,16 @@ class TrainingSignal:
     """What the loss does with each response token; three arrays of the rollout's length, written by the buffer's last stages.
 
     `policy_mask` (bool) marks tokens with a policy gradient, `kl_mask` (bool) tokens held to the reference policy, `advantages`
-    (float32) is read where `policy_mask` is set.
+    (float32) is read where `policy_mask` is set. `draws` is how many rows the rollout makes in the step's updates: 0 where
+    replay left it out, k where it was drawn k times. `kept` asks for its old log-probs even if no update reads them, because a
+    stage keeps it for later steps.
     """
 
     policy_mask: np.ndarray
     kl_mask: np.ndarray
     advantages: np.ndarray
+    draws: int = 1
+    kept: bool = False
 
 
 @dataclass(frozen=True)

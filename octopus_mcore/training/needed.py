@@ -4,12 +4,16 @@ A row whose policy tokens all have advantage exactly 0 adds nothing to the polic
 term reads tokens of it, it is computed up to the last of these; otherwise not at all. Loss and gradient stay what they were,
 for the denominators count every row and token all the same (docs/method.md §6, «What is computed»). Under an entropy bonus
 every trained token adds something, and all rows are computed.
+
+A rollout makes as many rows as replay drew it (`TrainingSignal.draws`). They are equal: their prefix tree computes them once.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -44,12 +48,17 @@ class UpdatePart:
 
 
 def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[UpdatePart]:
-    """The groups cut into `count` parts of (nearly) equal numbers of groups. A part that trains no token is left out; one whose
-    tokens have no advantage is not, for an optimizer step also moves by its momentum."""
-    bounds = [len(groups) * part // count for part in range(count + 1)]
+    """The groups cut into `count` parts of (nearly) equal numbers of groups, or of rows where replay drew these. A part that
+    trains no token is left out; one whose tokens have no advantage is not, for an optimizer step also moves by its momentum."""
+    bounds = _bounds(groups, count)
     parts = []
     for start, end in zip(bounds, bounds[1:], strict=False):
-        counts = count_denominators(rollout.signal.policy_mask for group in groups[start:end] for rollout in group.rollouts)
+        counts = count_denominators(
+            rollout.signal.policy_mask
+            for group in groups[start:end]
+            for rollout in group.rollouts
+            for _ in range(rollout.signal.draws)
+        )
         if counts.trained_tokens:
             parts.append(
                 UpdatePart(counts, tuple(row for number in range(start, end) for row in _needed(number, groups, loss)))
@@ -57,9 +66,18 @@ def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[Upda
     return parts
 
 
+def _bounds(groups: Sequence[Group], count: int) -> list[int]:
+    """Where parts begin and end. Groups are of one size unless rows were drawn: then they hold from none to many."""
+    draws = [[rollout.signal.draws for rollout in group.rollouts] for group in groups]
+    drawn = any(times != 1 for group in draws for times in group)
+    ends = list(accumulate(sum(group) if drawn else 1 for group in draws))
+    total = ends[-1] if ends else 0
+    return [0, *(bisect_right(ends, total * part // count) for part in range(1, count + 1))]
+
+
 def _needed(number: int, groups: Sequence[Group], loss: LossConfig) -> list[NeededRow]:
     """The rows of one group that are computed."""
-    rows = []
+    rows: list[NeededRow] = []
     for index, rollout in enumerate(groups[number].rollouts):
         signal = rollout.signal
         teaches = loss.entropy_coefficient > 0 or bool(signal.advantages[signal.policy_mask].any())
@@ -69,5 +87,5 @@ def _needed(number: int, groups: Sequence[Group], loss: LossConfig) -> list[Need
             end = int(np.flatnonzero(selection)[-1]) + 1
             row = row_of(groups[number].prompt, rollout.token_ids[:end])
             cut = TrainingSignal(policy_mask[:end], signal.kl_mask[:end], signal.advantages[:end])
-            rows.append(NeededRow((number, index), rollout, row, cut, selection[:end]))
+            rows += [NeededRow((number, index), rollout, row, cut, selection[:end])] * signal.draws
     return rows

@@ -50,6 +50,7 @@ def run_rl_phase(session: Session, name: str, phase: RLPhaseConfig) -> None:
             metrics = {f"train/{key}": value for key, value in natives.items()} | sampled | result.metrics
             metrics |= batch.metrics | measured.metrics | update_metrics(reports)
             metrics |= session.performance(reports) | session.seat.losses()
+            buffer.observe(measured.groups)
             session.state.buffer = buffer.state_dict()
             _journal(session, name, step, groups, measured.groups)
             end_step(session, name, phase, step, metrics, judge)

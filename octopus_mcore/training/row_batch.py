@@ -235,7 +235,12 @@ def _tokens(rows: Iterable[Row]) -> float:
 
 def _work_metrics(groups: Sequence[Group], parts: Sequence[UpdatePart]) -> dict[str, float]:
     """What is computed of the step's rows in the updates (docs/method.md §6, «What is computed»)."""
-    lengths = [len(group.prompt.token_ids) + len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    lengths = [
+        len(group.prompt.token_ids) + len(rollout.token_ids)
+        for group in groups
+        for rollout in group.rollouts
+        for _ in range(rollout.signal.draws)
+    ]
     needed = [need for part in parts for need in part.needed]
     held = sum(not need.signal.policy_mask.any() for need in needed)
     return {

@@ -171,6 +171,21 @@ def test_a_sequence_ratio_takes_one_advantage_per_row() -> None:
     assert found(separate, "phases.stage2.loss.kind=gspo_token") == []
 
 
+def test_replay_refuses_what_has_no_effect_or_no_meaning() -> None:
+    mode, alone = "phases.stage2.buffer.replay.mode=", "phases.stage2.buffer.recombine.selection=none"
+    for key in ("capacity", "max_age"):
+        pool = f"phases.stage2.buffer.replay.{key}=3"
+        assert [f"replay.{key} has no effect" in line for line in found(pool, mode + "rollout")] == [True]
+        assert found(pool, mode + "persistent", alone) == []
+    assert [
+        "replay.alpha=2 has no effect" in line for line in found("phases.stage2.buffer.replay.alpha=2", mode + "filter")
+    ] == [True]
+    assert found("phases.stage2.buffer.replay.alpha=2", mode + "rollout") == []
+    (line,) = found(mode + "persistent")
+    assert "phases.stage2.buffer.replay.mode=persistent" in line and "buffer.recombine" in line
+    assert found(mode + "rollout") == found(mode + "filter") == [], "there, parents keep their places"
+
+
 def test_one_ratio_per_row_refuses_two_advantages() -> None:
     both = ("phases.stage2.loss.kind=gspo", "phases.stage2.buffer.advantage=separate")
     violations = found(*both)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -431,6 +432,52 @@ def test_a_part_that_trains_nothing_is_left_out():
     names = [{row.name for row in part.rows} for part in batch.mini_batches]
     assert names == [{"question-0"}, {"question-2"}]
     assert batch.metrics["train/skipped_rows"] == len(nothing) / sum(len(group.rollouts) for group in groups)
+
+
+# -- rollouts that replay drew ----------------------------------------
+
+
+def drawn(group: Group, draws: Sequence[int]) -> Group:
+    pairs = zip(group.rollouts, draws, strict=True)
+    return replace(group, rollouts=tuple(replace(r, signal=replace(r.signal, draws=times)) for r, times in pairs))
+
+
+def copied(group: Group) -> Group:
+    """Each rollout as often as it was drawn, as rollouts of their own."""
+    plain = [(replace(r, signal=replace(r.signal, draws=1)), r.signal.draws) for r in group.rollouts]
+    return replace(group, rollouts=tuple(rollout for rollout, times in plain for _ in range(times)))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=3, max_size=3))
+def test_a_rollout_that_was_drawn_k_times_is_k_rows(draws):
+    """Rows, what they are compared with and all denominators are those of k copies."""
+    phase = phase_of("first", 0.1)
+    groups = [drawn(*pair) for pair in zip(buffered([["wc", "cw", "c"]] * 3, phase), draws, strict=True)]
+    ours, theirs = FakePolicy(), FakePolicy()
+    batch, copies = row_batch(ours, groups, phase), row_batch(theirs, [copied(group) for group in groups], phase)
+    assert len(batch.mini_batches) == len(copies.mini_batches) == int(any(sum(draws, [])))
+    for part, other in zip(batch.mini_batches, copies.mini_batches, strict=True):
+        assert part.objective.denominators == other.objective.denominators
+        assert part.objective.denominators.rows == sum(sum(draws, []))
+        assert [row.token_ids.tolist() for row in part.rows] == [row.token_ids.tolist() for row in other.rows]
+        for signal, twin in zip(part.objective.signals, other.objective.signals, strict=True):
+            np.testing.assert_array_equal(signal.signal.advantages, twin.signal.advantages)
+            np.testing.assert_array_equal(signal.reference_log_probs, twin.reference_log_probs)
+    assert batch.metrics == copies.metrics
+
+
+def test_updates_have_equal_numbers_of_drawn_rows():
+    """Of groups, where none was drawn; these would be 1, 0, 6 and 1 rows."""
+    phase = phase_of("none", 0.0, updates=2)
+    groups = buffered([["wc", "cw"], ["cc", "w"], ["wc", "ww"], ["w", "c"]], phase)
+    groups = [replace(group, rollouts=group.rollouts[:2]) for group in groups]
+    some = [drawn(group, times) for group, times in zip(groups, [(2, 1), (0, 0), (1, 0), (1, 3)], strict=True)]
+    batch = row_batch(FakePolicy(), some, phase)
+    assert [part.objective.denominators.rows for part in batch.mini_batches] == [4, 4]
+    measured = stepped(some, phase).groups
+    assert [[r.old_log_probs is not None for r in group.rollouts] for group in measured][1] == [False, False]
+    assert all(not r.measured_mask().any() for group in measured for r in group.rollouts if not r.signal.draws)
 
 
 # -- metrics ----------------------------------------
