@@ -28,12 +28,15 @@ from octopus_mcore.experience.statistics import judgement_of
 from octopus_mcore.experience.types import Group, Prompt, Rollout
 from octopus_mcore.runtime.seeds import numpy_generator
 
+_ROUNDING = 1e-9
+"""A mean that is taken off a reward which equals it may leave so much."""
+
 Place = tuple[int, int]
 """Number of the group, and of the rollout in it."""
 
 
 def advantage_size(rollout: Rollout) -> float:
-    """|A| of a rollout: the mean of its trained tokens' |advantage|, 0 where it trains none.
+    """|A| of a rollout: the mean of its trained tokens' |advantage|, 0 where it trains none or where it is rounding.
 
     Raises:
         ValueError: the rollout has no training signal yet.
@@ -41,7 +44,8 @@ def advantage_size(rollout: Rollout) -> float:
     if rollout.signal is None:
         raise ValueError("the replay stage needs advantages: put an advantage stage before it")
     chosen = np.abs(rollout.signal.advantages[rollout.signal.policy_mask])
-    return float(chosen.mean(dtype=np.float64)) if len(chosen) else 0.0
+    size = float(chosen.mean(dtype=np.float64)) if len(chosen) else 0.0
+    return size if size > _ROUNDING else 0.0
 
 
 def draw(sizes: np.ndarray, count: int, config: ReplayConfig, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 .metadata, metadata.json, common.pt, *.distcp    Megatron's distributed checkpoint (`torch_dist`)
 hf/                                              configuration, tokenizer, processor: a Hugging Face folder without weights
+buffer.jsonl                                     groups that the experience buffer keeps for later steps, where it keeps any
 state.json                                       everything small that resumes; written last
 report.json                                      of a converted checkpoint: parameters, bytes, checksums
 """

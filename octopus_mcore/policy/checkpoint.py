@@ -8,7 +8,7 @@ collective; a checkpoint loads into any layout (`fully_reshardable`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ from octopus_mcore.policy.residence import Part
 from octopus_mcore.runtime.world import World
 
 
-def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world: World) -> None:
-    """Writes weights, optimizer state and `state` (JSON values) to the folder `path`, replacing an unfinished one."""
+def save_checkpoint(
+    path: Path,
+    policy: Policy,
+    state: Mapping[str, Any],
+    world: World,
+    write_more: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Writes weights, optimizer state and `state` (JSON values) to the folder `path`, replacing an unfinished one.
+    `write_more` adds what else belongs there; it is called on the main rank, before the checkpoint is finished."""
     policy.residence.require(Part.PARAMETERS, Part.OPTIMIZER)
     if world.is_main:
         if path.exists():
@@ -38,6 +45,7 @@ def save_checkpoint(path: Path, policy: Policy, state: Mapping[str, Any], world:
     if world.is_main:
         (path / HF_FOLDER).mkdir()
         copy_companions(policy.hf_folder, path / HF_FOLDER)
+        write_more(path)
         write_state(path, {"version": policy.version, **state})
     world.barrier()
 

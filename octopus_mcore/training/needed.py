@@ -66,6 +66,17 @@ def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[Upda
     return parts
 
 
+def kept_rows(groups: Sequence[Group], loss: LossConfig) -> list[NeededRow]:
+    """The rows of rollouts that a buffer stage keeps for later steps and no update of this one reads."""
+    places = [
+        (number, index)
+        for number, group in enumerate(groups)
+        for index, rollout in enumerate(group.rollouts)
+        if rollout.signal.kept and not rollout.signal.draws
+    ]
+    return [row for place in places if (row := _needed_row(place, groups, loss)) is not None]
+
+
 def _bounds(groups: Sequence[Group], count: int) -> list[int]:
     """Where parts begin and end. Groups are of one size unless rows were drawn: then they hold from none to many."""
     draws = [[rollout.signal.draws for rollout in group.rollouts] for group in groups]
@@ -79,13 +90,21 @@ def _needed(number: int, groups: Sequence[Group], loss: LossConfig) -> list[Need
     """The rows of one group that are computed."""
     rows: list[NeededRow] = []
     for index, rollout in enumerate(groups[number].rollouts):
-        signal = rollout.signal
-        teaches = loss.entropy_coefficient > 0 or bool(signal.advantages[signal.policy_mask].any())
-        policy_mask = signal.policy_mask & teaches
-        selection = read_tokens(policy_mask, signal.kl_mask, loss)
-        if selection.any():
-            end = int(np.flatnonzero(selection)[-1]) + 1
-            row = row_of(groups[number].prompt, rollout.token_ids[:end])
-            cut = TrainingSignal(policy_mask[:end], signal.kl_mask[:end], signal.advantages[:end])
-            rows += [NeededRow((number, index), rollout, row, cut, selection[:end])] * signal.draws
+        if rollout.signal.draws and (row := _needed_row((number, index), groups, loss)) is not None:
+            rows += [row] * rollout.signal.draws
     return rows
+
+
+def _needed_row(place: Place, groups: Sequence[Group], loss: LossConfig) -> NeededRow | None:
+    """The row of a rollout as far as the loss would read it; None where it reads nothing."""
+    group, rollout = groups[place[0]], groups[place[0]].rollouts[place[1]]
+    signal = rollout.signal
+    teaches = loss.entropy_coefficient > 0 or bool(signal.advantages[signal.policy_mask].any())
+    policy_mask = signal.policy_mask & teaches
+    selection = read_tokens(policy_mask, signal.kl_mask, loss)
+    if not selection.any():
+        return None
+    end = int(np.flatnonzero(selection)[-1]) + 1
+    row = row_of(group.prompt, rollout.token_ids[:end])
+    cut = TrainingSignal(policy_mask[:end], signal.kl_mask[:end], signal.advantages[:end])
+    return NeededRow(place, rollout, row, cut, selection[:end])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from octopus_mcore.config.schema import PhaseConfig
@@ -44,7 +43,8 @@ def end_step(
     if last or (every and step % every == 0):
         session.progress.activity("checkpoint")
         session.seat.make_room()
-        save_checkpoint(session.directory.checkpoint(name, step), session.policy, asdict(session.state), session.world)
+        folder, state = session.directory.checkpoint(name, step), session.state
+        save_checkpoint(folder, session.policy, state.as_json(), session.world, state.write_groups)
         if session.world.is_main:
             _prune(session.directory.checkpoints(name), session.config.checkpoint.keep)
     session.timer.lap()  # evaluation and saving belong to no step

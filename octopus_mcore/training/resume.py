@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from octopus_mcore.config.schema import Config
-from octopus_mcore.models.checkpoint_folder import is_finished, read_state
+from octopus_mcore.models.checkpoint_folder import is_finished
 from octopus_mcore.observe.run_dir import RunDirectory
 from octopus_mcore.policy.checkpoint import finished_checkpoints
-from octopus_mcore.training.session import RunState
+from octopus_mcore.training.run_state import RunState, read_run_state
 
 
 def resume_state(config: Config, directory: RunDirectory) -> RunState:
@@ -33,8 +33,7 @@ def resume_state(config: Config, directory: RunDirectory) -> RunState:
     if latest is None:
         model = config.model
         return RunState(model_path=model.path, model_checkpoint=model.checkpoint, freeze_vision=model.freeze_vision)
-    known = RunState.__dataclass_fields__
-    state = RunState(**{key: value for key, value in read_state(finished[latest][-1]).items() if key in known})
+    state = read_run_state(finished[latest][-1])
     _check_steps(config, directory, state)
     for key in ("model_path", "model_checkpoint", "freeze_vision"):
         name = key.removeprefix("model_")

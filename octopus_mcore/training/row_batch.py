@@ -2,15 +2,16 @@
 the policy measured of them.
 
 Old log-probs are those of the weights before the step. The first update runs on these weights, so its own forward pass
-measures them; only rows of later updates need a pass before. A rollout that came with old log-probs keeps them: a buffer stage
-took it from an earlier step, and they are of the policy that generated it. The reference sees each distinct first attempt once.
-What cannot change anything is not computed (`training.needed`).
+measures them; only rows of later updates need a pass before, and those that a buffer stage keeps without any update reading
+them. A rollout that came with old log-probs keeps them: a buffer stage took it from an earlier step, and they are of the policy
+that generated it. The reference sees each distinct first attempt once. What cannot change anything is not computed
+(`training.needed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -29,7 +30,7 @@ from octopus_mcore.experience.types import Group, Rollout
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row, row_of
-from octopus_mcore.training.needed import NeededRow, Place, UpdatePart, parts_of
+from octopus_mcore.training.needed import NeededRow, Place, UpdatePart, kept_rows, parts_of
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """One step: the buffer's groups, the mini-batches of its updates, and metrics of what is computed."""
+    """One step: the buffer's groups, the mini-batches of its updates, metrics of what is computed, and the old log-probs of
+    rollouts that no update reads but a buffer stage keeps, float32 [response of the row], NaN where the loss would not read."""
 
     groups: tuple[Group, ...]
     mini_batches: tuple[MiniBatch, ...]
     metrics: dict[str, float]
+    kept: Mapping[Place, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,18 @@ def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> 
     loss, temperature = phase.loss.with_length(phase.rollout.max_new_tokens), phase.rollout.temperature
     parts = parts_of(groups, phase.updates_per_step, loss)
     replayed = _replayed([need for part in parts for need in part.needed])
-    later = [need for part in parts[1:] for need in part.needed if need.place not in replayed]
-    old = _old_log_probs(policy, later, temperature) | replayed
+    later = {need.place: need for part in parts[1:] for need in part.needed if need.place not in replayed}
+    kept = {need.place: need for need in kept_rows(groups, loss)}
+    before = [*later.values(), *kept.values()]
+    old = _old_log_probs(policy, before, temperature) | replayed
     firsts = _first_attempts(groups, parts) if loss.kl_coefficient > 0 else []
     reference = _reference_log_probs(policy, firsts, temperature)
     mini_batches = tuple(_mini_batch(part, old, reference, loss) for part in parts)
     metrics = _work_metrics(groups, parts) | {
-        "batch/old_tokens": _tokens(need.row for need in later),
+        "batch/old_tokens": _tokens(need.row for need in before),
         "batch/reference_tokens": _tokens(first.row for first in firsts),
     }
-    return RowBatch(tuple(groups), mini_batches, metrics if groups else {})
+    return RowBatch(tuple(groups), mini_batches, metrics if groups else {}, {place: old[place] for place in kept})
 
 
 def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLPhaseConfig) -> MeasuredGroups:
@@ -89,7 +94,7 @@ def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLP
 
     Replayed rollouts keep their old log-probs, which say nothing of this step: its metrics are over the others.
     """
-    old: dict[Place, np.ndarray] = {}
+    old = dict(batch.kept)
     for mini_batch, report in zip(batch.mini_batches, reports, strict=True):
         objective = mini_batch.objective
         for index, (place, chosen) in enumerate(zip(mini_batch.places, objective.selections, strict=True)):

@@ -15,7 +15,7 @@ from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.schema import Config, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
-from octopus_mcore.data.rows import PromptSource
+from octopus_mcore.data.rows import PromptSource, Row
 from octopus_mcore.experience.journal import read_groups
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import Group, Prompt, Rollout
@@ -35,25 +35,10 @@ from octopus_mcore.runtime.world import World, device_model
 from octopus_mcore.training.engine_seat import EngineSeat
 from octopus_mcore.training.evaluate import Tallies, evaluation_metrics, evaluation_tallies
 from octopus_mcore.training.performance import performance_metrics
+from octopus_mcore.training.run_state import RunState, images_of, restore_images
 
 _MOST_TOO_LONG_IN_A_ROW = 1000
 """When so many prompts in a row are too long, the limit is wrong and none will ever fit."""
-
-
-@dataclass
-class RunState:
-    """What resumes besides weights and optimizer: the place in the run, the data cursors (of `data.train`, and by key those of
-    phases' own sources), the buffer's state, the best so far; and the settings of the model that must be the same again."""
-
-    phase: str = ""
-    step: int = 0
-    prompts_drawn: int = 0
-    own_drawn: dict[str, int] = field(default_factory=dict)
-    buffer: Mapping[str, Any] = field(default_factory=dict)
-    best: float | None = None
-    model_path: str | None = None
-    model_checkpoint: str | None = None
-    freeze_vision: bool = False
 
 
 @dataclass
@@ -87,15 +72,17 @@ class Session:
         self, source: PromptSource, count: int, key: str = SHARED_SOURCE, beside: Sequence[Prompt] = ()
     ) -> tuple[list[Prompt], int]:
         """The next `count` prompts, and how many too long ones were passed over; moves the data cursor that belongs to the
-        source's configuration `key`. Images of the step's other prompts, `beside` these, stay in the store. The same on every
-        rank.
+        source's configuration `key`. From then on the image store holds their images, those of the step's other prompts, which
+        stand `beside` these, and of prompts that the buffer keeps. The same on every rank.
 
         Raises:
-            ValueError: the source has no more rows, or `_MOST_TOO_LONG_IN_A_ROW` prompts in a row are too long.
+            ValueError: the source has no more rows, or `_MOST_TOO_LONG_IN_A_ROW` prompts in a row are too long, or the source
+                has changed and lacks images of kept prompts.
         """
         prompts: list[Prompt] = []
         skipped = in_a_row = 0
         seed = key_bits(self.config.run.seed, "prompts", *([] if key == SHARED_SOURCE else [key])) >> 1
+        restore_images(self.state, source, seed, self.processor)
         while len(prompts) < count:
             wanted = count - len(prompts)
             start = self._move_cursor(key, wanted)
@@ -103,13 +90,20 @@ class Session:
             if not rows:
                 raise ValueError(f"{key} gives no rows from {start} on; a prompt source must be endless")
             drawn, too_long = self.processor.prompts(rows)
+            self._note_images(drawn, rows, start)
             prompts += drawn
             skipped += len(too_long)
             in_a_row = 0 if drawn else in_a_row + len(too_long)
             if in_a_row >= _MOST_TOO_LONG_IN_A_ROW:
                 raise ValueError(f"{key}: {in_a_row} prompts in a row are too long, the last of them: {too_long[-1]}")
-        self.retain_images((*beside, *prompts))
+        self.retain_images((*beside, *prompts, *self.state.kept_prompts))
         return prompts, skipped
+
+    def _note_images(self, prompts: Sequence[Prompt], rows: Sequence[Row], start: int) -> None:
+        """Remembers which rows of the source hold the images of these prompts; `rows` are those from `start` on."""
+        with_images = [prompt for prompt in prompts if prompt.images]
+        places = {row.uid: place for place, row in enumerate(rows, start)} if with_images else {}
+        self.state.image_rows |= {image.key: places[prompt.uid] for prompt in with_images for image in prompt.images}
 
     def _move_cursor(self, key: str, rows: int) -> int:
         """Moves a source's cursor on; returns where it stood."""
@@ -209,7 +203,9 @@ class Session:
     def retain_images(self, prompts: Sequence[Prompt]) -> None:
         """Forgets all images but those of these prompts and of the evaluation sets."""
         kept = [prompt for group in self.evaluation_prompts.values() for prompt in group]
-        self.processor.images.retain({image.key for prompt in (*kept, *prompts) for image in prompt.images})
+        self.processor.images.retain(images_of([*kept, *prompts]))
+        needed = images_of(list(prompts))
+        self.state.image_rows = {key: row for key, row in self.state.image_rows.items() if key in needed}
 
 
 def _unmeasured(rollout: Rollout) -> Rollout:

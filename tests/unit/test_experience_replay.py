@@ -22,9 +22,9 @@ from octopus_mcore.experience.replay import (
 )
 from octopus_mcore.experience.stages import StageContext
 from octopus_mcore.experience.statistics import difficulty_shares
-from octopus_mcore.experience.types import Group, TrainingSignal
+from octopus_mcore.experience.types import TrainingSignal
 from tests.experience_groups import group_of, pair_judgement, same_group
-from tests.replay_groups import rated_group, rated_rollout
+from tests.replay_groups import grouped, measured, rated_rollout
 
 
 def config(mode: str = "rollout", **options) -> ReplayConfig:
@@ -161,24 +161,6 @@ def test_the_persistent_sizes(steps):
         stage.observe(measured(given_back))
 
 
-def grouped(name: str, advantages: list[float], size: int = 4) -> list[Group]:
-    parts = [advantages[start : start + size] for start in range(0, len(advantages), size)]
-    return [rated_group(f"{name} prompt {number}", part, image=True) for number, part in enumerate(parts)]
-
-
-def measured(groups: list[Group], shift: float = 0.25) -> list[Group]:
-    """What a trainer would hand back: log-probs on rollouts that were drawn or are kept, unless they came with some."""
-    return [replace(group, rollouts=tuple(measure(r, shift) for r in group.rollouts)) for group in groups]
-
-
-def measure(rollout, shift):
-    needed = (rollout.signal.draws or rollout.signal.kept) and rollout.signal.advantages.any()
-    if rollout.old_log_probs is not None or not needed:
-        return rollout
-    old = np.where(rollout.signal.policy_mask, rollout.log_probs + np.float32(shift), np.nan)
-    return replace(rollout, old_log_probs=old.astype(np.float32))
-
-
 # -- probabilities ----------------------------------------
 
 
@@ -204,7 +186,7 @@ def test_the_size_of_an_advantage_is_its_mean_over_trained_tokens():
     mixed = replace(rollout, signal=replace(rollout.signal, advantages=several))
     assert advantage_size(mixed) == pytest.approx(np.abs(several[1:]).mean())
     nothing = replace(rollout, signal=replace(rollout.signal, policy_mask=several > 9))
-    assert advantage_size(nothing) == 0
+    assert advantage_size(nothing) == advantage_size(rated_rollout("a", 1e-16)) == 0
     with pytest.raises(ValueError, match="put an advantage stage before it"):
         advantage_size(replace(rollout, signal=None))
 

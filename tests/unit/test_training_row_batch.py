@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.config.buffer import BufferConfig, RecombineConfig
+from octopus_mcore.config.buffer import BufferConfig, RecombineConfig, ReplayConfig
 from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.schema import RLPhaseConfig
@@ -36,9 +36,10 @@ def log_prob(token_ids: np.ndarray, place: int, reference: bool) -> np.float32:
 
 @dataclass
 class FakePolicy:
-    """Answers `Policy.log_probs` and `Policy.update`, and keeps what it was asked."""
+    """Answers `Policy.log_probs` and `Policy.update`, and keeps what it was asked. `drift` is added to all log-probs."""
 
     calls: list[dict] = field(default_factory=list)
+    drift: float = 0.0
 
     def log_probs(self, rows, selections, temperature, reference=False):
         self.calls.append({"rows": rows, "temperature": temperature, "reference": reference, "selections": selections})
@@ -46,6 +47,7 @@ class FakePolicy:
             np.array(
                 [log_prob(row.token_ids, row.prompt_length + i, reference) for i in np.flatnonzero(chosen)], dtype=np.float32
             )
+            + np.float32(self.drift)
             for row, chosen in zip(rows, selections, strict=True)
         ]
 
@@ -478,6 +480,58 @@ def test_updates_have_equal_numbers_of_drawn_rows():
     measured = stepped(some, phase).groups
     assert [[r.old_log_probs is not None for r in group.rollouts] for group in measured][1] == [False, False]
     assert all(not r.measured_mask().any() for group in measured for r in group.rollouts if not r.signal.draws)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_rollouts_that_a_stage_keeps_are_measured_though_no_update_reads_them(updates):
+    phase = phase_of("first", 0.1, updates=updates)
+    groups = [drawn(group, [0, 1, 2, 0, 0]) for group in buffered([["wc", "cw", "c"]] * 2, phase)]
+    keep = [replace(r, signal=replace(r.signal, kept=i in (0, 1))) for i, r in enumerate(groups[0].rollouts)]
+    groups[0] = replace(groups[0], rollouts=tuple(keep))
+    plain = stepped([drawn(group, [1] * 5) for group in groups], phase).groups
+    policy = FakePolicy()
+    batch = row_batch(policy, groups, phase)
+    assert not any(place == (0, 0) for part in batch.mini_batches for place in part.places)
+    asked = [tuple(row.token_ids) for row, _ in policy.asked(reference=False)]
+    assert len(asked) == len(set(asked)) == 1 + 2 * (updates - 1), "a row that was drawn twice is measured once"
+    measured = stepped(groups, phase).groups
+    for group, expected in zip(measured, plain, strict=True):
+        for rollout, twin in zip(group.rollouts, expected.rollouts, strict=True):
+            if rollout.signal.draws or rollout.signal.kept:
+                np.testing.assert_array_equal(rollout.old_log_probs, twin.old_log_probs)
+            else:
+                assert rollout.old_log_probs is None
+
+
+def test_the_pool_trains_on_the_log_probs_of_its_rollouts_own_step():
+    """Buffer, rows and measurements over several steps, as the loop calls them: the policy changes, what the pool remembers
+    does not."""
+    phase = phase_of("none", 0.0, updates=2)
+    config = BufferConfig(
+        recombine=RecombineConfig(selection="none"), replay=ReplayConfig(mode="persistent", out_fraction=1.0, capacity=40)
+    )
+    buffer, then, replays = build_buffer(config, 10**6, pair_judgement), {}, 0
+    for step in range(4):
+        policy = FakePolicy(drift=20 * step)
+        labels = [["wc", "cw", "c", "w"], ["w", "w", "w"], ["c", "c", "c"]]
+        groups = [group_of(each, f"{step}: question {number}") for number, each in enumerate(labels)]
+        result = buffer(groups, StageContext(seed=0, step=step))
+        batch = row_batch(policy, result.groups, phase)
+        for number, (g, i), row, signal in computed(batch):
+            rollout = result.groups[g].rollouts[i]
+            if row.name.startswith(f"{step}: "):
+                assert rollout.old_log_probs is None and (signal.old_log_probs is None) == (number == 0)
+            else:
+                np.testing.assert_array_equal(signal.old_log_probs, then[row.name, rollout.token_ids])
+                replays += 1
+        measured = measured_groups(batch, [policy.update(part.rows, part.objective) for part in batch.mini_batches], phase)
+        buffer.observe(measured.groups)
+        ours = [g for g in measured.groups if g.prompt.uid.startswith(f"{step}: ")]
+        assert {g.prompt.uid for g in ours} == {g.prompt.uid for g in groups}
+        then |= {(g.prompt.uid, r.token_ids): r.old_log_probs for g in ours for r in g.rollouts if r.measured_mask().any()}
+        own = next(r.old_log_probs for g in ours for r in g.rollouts if r.measured_mask().any())
+        assert 20 * step - 11 < np.nanmin(own) <= np.nanmax(own) <= 20 * step - 1
+    assert replays > 5
 
 
 # -- metrics ----------------------------------------
