@@ -27,11 +27,19 @@ from tests.experience_groups import group_of, pair_judgement
 RULE = DynamicSamplingConfig()
 
 
-class Source:
-    """Endless rows that are their own indices."""
+class Number(int):
+    """A row that is its own index."""
 
-    def rows(self, start: int, count: int, seed: int) -> list[int]:
-        return list(range(start, start + count))
+    @property
+    def uid(self) -> str:
+        return f"row {int(self)}"
+
+
+class Source:
+    """Endless rows."""
+
+    def rows(self, start: int, count: int, seed: int) -> list[Number]:
+        return [Number(index) for index in range(start, start + count)]
 
 
 class Processor:
