@@ -82,7 +82,9 @@ def _with_lengths(work: Workload, lengths: list[int]) -> Workload:
     for row, signal, length in zip(work.rows, work.objective.signals, lengths, strict=True):
         response = length - row.prompt_length
         rows.append(replace(row, token_ids=_resized(row.token_ids, length, fill=8)))
-        masks = TrainingSignal(*(_resized(part, response) for part in vars(signal.signal).values()))
+        masks = TrainingSignal(
+            *(_resized(part, response) for part in vars(signal.signal).values() if isinstance(part, np.ndarray))
+        )
         signals.append(RowSignal(masks, _resized(signal.old_log_probs, response)))
     return replace(work, rows=rows, objective=PolicyObjective(LOSS, signals))
 

@@ -72,6 +72,12 @@ class BufferConfig(Section):
     mask: Literal["none", "first", "changed"] = "none"
     """`none` trains every token; `first` (stage I) masks first attempt and separator of every rollout with a correction;
     `changed` (stage II) masks them only where first and final correctness differ (wc, cw)."""
+    train_injected: bool = False
+    """Whether tokens that a rollout program injected (a rethinking trigger) carry a policy gradient, as in the released
+    VL-Rethinker. Nobody sampled them: their ratio says nothing."""
+    mask_truncated: bool = False
+    """Whether responses that the length limit cut train no token; their rewards stay in the group's mean (DAPO's overlong
+    filtering, arXiv 2503.14476 §3.4)."""
     advantage: Literal["group", "group_mean", "leave_one_out", "batch", "group_then_batch", "stratified", "separate"] = "group"
     """`group` is GRPO over the whole group; `group_mean` the same without the division by the standard deviation;
     `leave_one_out` the reward less the mean of the group's *other* rollouts; `batch` normalises over all rollouts of the step;
@@ -80,5 +86,9 @@ class BufferConfig(Section):
     from its own."""
     advantage_epsilon: float = Field(default=1e-6, gt=0)
     """Added to the standard deviation, in modes that divide by one."""
+    nll: Literal["none", "correction", "response"] = "none"
+    """Tokens of the NLL term, which needs `loss.nll_coefficient`. `correction` are the corrections behind an injected trigger
+    in rollouts that end right (VL-Rethinker's paper). `response` is all of a response, injected trigger included, whose
+    advantage is positive and which was forced to rethink or says so much as «wait,» by itself (its released program)."""
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
     """Selective sample replay, behind the advantages."""

@@ -36,6 +36,8 @@ class LossConfig(Section):
     `none`)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of KL(policy ‖ reference), after Schulman's note."""
+    nll_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the NLL term: mean −log π over the tokens that `buffer.nll` marks in the global mini-batch (VL-Rethinker)."""
     mismatch: Literal["none", "truncate", "mask"] = "none"
     """Weights against the mismatch of engine and trainer, on the policy loss of each token, from r = π_old / π_engine:
     `truncate` min(r, cap), `mask` r within [1/cap, cap] and 0 outside. `none` suits float32, where both agree. Corrections of

@@ -19,6 +19,9 @@ EVALUATION_METRICS = {
 }
 """What `experience.statistics.rates` reports of a training step (`train/<name>`) and of an evaluation."""
 
+RETHINKING_WORDS = ("wait,", "wait a", "alternatively")
+"""By what VL-Rethinker's released program counts second thoughts in a text, in lower case."""
+
 HF_FOLDER = "hf"
 """Where in a Megatron checkpoint the files lie that make its weights a Hugging Face folder again: configuration, tokenizer,
 processor."""

@@ -1,7 +1,7 @@
 """The experience buffer: judged groups in, groups with a training signal out, through an ordered list of stages.
 
-Exclusion of invalid rollouts → recombination → masks → advantages → replay. Other systems differ in this list, not in the loop
-that calls it.
+Exclusion of invalid rollouts → recombination → masks → advantages → tokens of the NLL term → replay. Other systems differ in
+this list, not in the loop that calls it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from octopus_mcore.config.buffer import BufferConfig
 from octopus_mcore.experience.recombine import PairJudgement
 from octopus_mcore.experience.replay import Replay
-from octopus_mcore.experience.stages import Advantage, BufferStage, ExcludeInvalid, Mask, Recombine, StageContext
+from octopus_mcore.experience.stages import Advantage, BufferStage, ExcludeInvalid, Likelihood, Mask, Recombine, StageContext
 from octopus_mcore.experience.statistics import TRANSITIONS, difficulty_shares, judgement_of, transition
 from octopus_mcore.experience.types import Group, Rollout
 
@@ -90,8 +90,10 @@ def build_buffer(config: BufferConfig, max_new_tokens: int, pair_judgement: Pair
     if config.recombine.enabled:
         limit = config.recombine.max_response_tokens or max_new_tokens
         stages["recombine"] = Recombine(config.recombine, limit, pair_judgement)
-    stages["mask"] = Mask(config.mask, first_attempts_once=config.advantage == "separate")
+    stages["mask"] = Mask(config.mask, config.advantage == "separate", config.train_injected, config.mask_truncated)
     stages["advantage"] = Advantage(config.advantage, config.advantage_epsilon, pair_judgement)
+    if config.nll != "none":
+        stages["likelihood"] = Likelihood(config.nll)
     if config.replay.enabled:
         stages["replay"] = Replay(config.replay)
     return Buffer(stages, config.recombine.target if config.recombine.enabled else None)

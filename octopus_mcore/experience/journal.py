@@ -119,6 +119,7 @@ def _encode_rollout(rollout: Rollout) -> dict[str, Any]:
             "advantages": _encode_floats(signal.advantages),
             "draws": signal.draws,
             "kept": signal.kept,
+            "nll_mask": None if signal.nll_mask is None else _encode_mask(signal.nll_mask),
         },
     }
 
@@ -145,6 +146,7 @@ def _decode_signal(row: dict[str, Any], length: int) -> TrainingSignal:
         advantages=_decode_floats(row["advantages"], length),
         draws=row.get("draws", 1),
         kept=row.get("kept", False),
+        nll_mask=None if row.get("nll_mask") is None else _decode_mask(row["nll_mask"], length),
     )
 
 

@@ -7,7 +7,8 @@
 | no correction | all trained | all trained, no KL | all trained |
 
 `none` is ordinary RL, and its KL term, where a coefficient is set, is the ordinary one over every trained token. Masked
-tokens stay visible as context. Injected and observed tokens were not chosen by the policy and are never trained.
+tokens stay visible as context. Observed tokens were not chosen by the policy and are never trained; injected ones are only
+where `buffer.train_injected` asks for it, and with the first attempt that they stand behind.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from octopus_mcore.experience.types import Rollout, SpanKind
 MaskMode = Literal["none", "first", "changed"]
 
 _POLICY = frozenset({SpanKind.FIRST, SpanKind.SEPARATOR, SpanKind.CORRECTION})
+_WITH_INJECTED = _POLICY | {SpanKind.INJECTED}
 
 
-def policy_mask(rollout: Rollout, mode: MaskMode, first_attempts_once: bool = False) -> np.ndarray:
+def policy_mask(
+    rollout: Rollout, mode: MaskMode, first_attempts_once: bool = False, train_injected: bool = False
+) -> np.ndarray:
     """Tokens with a policy gradient, bool [len(token_ids)].
 
     `first_attempts_once` also masks first attempt and separator of synthesised rollouts: they are copies, trained in their
@@ -32,16 +36,16 @@ def policy_mask(rollout: Rollout, mode: MaskMode, first_attempts_once: bool = Fa
     """
     copied = first_attempts_once and rollout.synthesised and rollout.has_correction
     if copied or _masks_first(rollout, mode):
-        return _tokens_of(rollout, frozenset({SpanKind.CORRECTION}))
-    return _tokens_of(rollout, _POLICY)
+        return tokens_of(rollout, frozenset({SpanKind.CORRECTION}))
+    return tokens_of(rollout, _WITH_INJECTED if train_injected else _POLICY)
 
 
-def kl_mask(rollout: Rollout, mode: MaskMode) -> np.ndarray:
+def kl_mask(rollout: Rollout, mode: MaskMode, train_injected: bool = False) -> np.ndarray:
     """Tokens held to the reference policy, bool [len(token_ids)]."""
     if mode == "none":
-        return _tokens_of(rollout, _POLICY)
+        return tokens_of(rollout, _WITH_INJECTED if train_injected else _POLICY)
     held = mode == "first" and rollout.has_correction
-    return _tokens_of(rollout, frozenset({SpanKind.FIRST}) if held else frozenset())
+    return tokens_of(rollout, frozenset({SpanKind.FIRST}) if held else frozenset())
 
 
 def _masks_first(rollout: Rollout, mode: MaskMode) -> bool:
@@ -51,7 +55,8 @@ def _masks_first(rollout: Rollout, mode: MaskMode) -> bool:
     return mode == "first" or judgement.first_correct != judgement.final_correct
 
 
-def _tokens_of(rollout: Rollout, kinds: frozenset[SpanKind]) -> np.ndarray:
+def tokens_of(rollout: Rollout, kinds: frozenset[SpanKind]) -> np.ndarray:
+    """Tokens in spans of these kinds, bool [len(token_ids)]."""
     mask = np.zeros(len(rollout.token_ids), dtype=bool)
     for span in rollout.spans:
         mask[span.start : span.end] = span.kind in kinds

@@ -15,6 +15,7 @@ import numpy as np
 
 from octopus_mcore.config.buffer import RecombineConfig
 from octopus_mcore.experience.advantages import AdvantageMode, constant, step_advantages
+from octopus_mcore.experience.likelihood import LikelihoodMode, nll_mask
 from octopus_mcore.experience.masks import MaskMode, kl_mask, policy_mask
 from octopus_mcore.experience.recombine import PairJudgement, recombine
 from octopus_mcore.experience.statistics import judgement_of
@@ -104,19 +105,25 @@ class Recombine(StatelessStage):
 
 
 class Mask(StatelessStage):
-    """Writes the policy mask and the KL mask; advantages are 0 until the next stage (see `octopus_mcore.experience.masks`)."""
+    """Writes the policy mask and the KL mask; advantages are 0 until the next stage (see `octopus_mcore.experience.masks`).
 
-    def __init__(self, mode: MaskMode, first_attempts_once: bool = False):
-        self._mode, self._once = mode, first_attempts_once
+    `mask_truncated` leaves both empty where the length limit cut the response.
+    """
+
+    def __init__(
+        self, mode: MaskMode, first_attempts_once: bool = False, train_injected: bool = False, mask_truncated: bool = False
+    ):
+        self._mode, self._once, self._injected, self._cut = mode, first_attempts_once, train_injected, mask_truncated
 
     def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
         """The groups with a training signal on every rollout."""
         return [replace(group, rollouts=tuple(self._masked(rollout) for rollout in group.rollouts)) for group in groups]
 
     def _masked(self, rollout: Rollout) -> Rollout:
+        counts = not (self._cut and rollout.finish_reason == "length")
         signal = TrainingSignal(
-            policy_mask=policy_mask(rollout, self._mode, self._once),
-            kl_mask=kl_mask(rollout, self._mode),
+            policy_mask=policy_mask(rollout, self._mode, self._once, self._injected) & counts,
+            kl_mask=kl_mask(rollout, self._mode, self._injected) & counts,
             advantages=constant(0.0, len(rollout.token_ids)),
         )
         return replace(rollout, signal=signal)
@@ -140,6 +147,26 @@ class Advantage(StatelessStage):
 
 def _with_advantages(group: Group, advantages: Sequence[np.ndarray]) -> Group:
     return replace(group, rollouts=tuple(_with_advantage(*pair) for pair in zip(group.rollouts, advantages, strict=True)))
+
+
+class Likelihood(StatelessStage):
+    """Writes the tokens of the NLL term (see `octopus_mcore.experience.likelihood`)."""
+
+    def __init__(self, mode: LikelihoodMode):
+        self._mode = mode
+
+    def __call__(self, groups: Sequence[Group], ctx: StageContext) -> list[Group]:
+        """The groups with an NLL mask on every rollout.
+
+        Raises:
+            ValueError: a rollout has no advantages yet.
+        """
+        return [replace(group, rollouts=tuple(self._marked(rollout) for rollout in group.rollouts)) for group in groups]
+
+    def _marked(self, rollout: Rollout) -> Rollout:
+        if rollout.signal is None:
+            raise ValueError("the likelihood stage needs advantages: put an advantage stage before it")
+        return replace(rollout, signal=replace(rollout.signal, nll_mask=nll_mask(rollout, self._mode)))
 
 
 def _with_advantage(rollout: Rollout, advantages: np.ndarray) -> Rollout:

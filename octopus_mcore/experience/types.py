@@ -216,12 +216,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class TrainingSignal:
-    """What the loss does with each response token; three arrays of the rollout's length, written by the buffer's last stages.
+    """What the loss does with each response token; arrays of the rollout's length, written by the buffer's last stages.
 
     `policy_mask` (bool) marks tokens with a policy gradient, `kl_mask` (bool) tokens held to the reference policy, `advantages`
     (float32) is read where `policy_mask` is set. `draws` is how many rows the rollout makes in the step's updates: 0 where
     replay left it out, k where it was drawn k times. `kept` asks for its old log-probs even if no update reads them, because a
-    stage keeps it for later steps.
+    stage keeps it for later steps. `nll_mask` (bool) marks tokens whose likelihood the NLL term raises; None stands for no token.
     """
 
     policy_mask: np.ndarray
@@ -229,6 +229,7 @@ class TrainingSignal:
     advantages: np.ndarray
     draws: int = 1
     kept: bool = False
+    nll_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,21 @@ from octopus_mcore.config.loss import LossConfig
 class Denominators:
     """Counts of one global mini-batch. Counts of disjoint parts (data-parallel ranks) add up: `a + b`.
 
-    `rows` are all rows, `trained_rows` those with at least one policy-gradient token, `trained_tokens` these tokens.
+    `rows` are all rows, `trained_rows` those with at least one policy-gradient token, `trained_tokens` these tokens,
+    `nll_tokens` those of the NLL term.
     """
 
     rows: int
     trained_rows: int
     trained_tokens: int
+    nll_tokens: int = 0
 
     def __add__(self, other: Denominators) -> Denominators:
         return Denominators(
-            self.rows + other.rows, self.trained_rows + other.trained_rows, self.trained_tokens + other.trained_tokens
+            self.rows + other.rows,
+            self.trained_rows + other.trained_rows,
+            self.trained_tokens + other.trained_tokens,
+            self.nll_tokens + other.nll_tokens,
         )
 
     def policy(self, config: LossConfig) -> int:
@@ -59,11 +64,22 @@ class Denominators:
         program: the coefficient then means the same whatever share of the rows holds a correction."""
         return max(self.rows, 1)
 
+    @property
+    def nll(self) -> int:
+        """Divisor of the summed NLL term: its tokens."""
+        return max(self.nll_tokens, 1)
 
-def count_denominators(policy_masks: Iterable[np.ndarray]) -> Denominators:
-    """Counts a (part of a) mini-batch from its rows' policy masks: one bool array per row, response tokens only."""
+
+def count_denominators(policy_masks: Iterable[np.ndarray], nll_masks: Iterable[np.ndarray | None] = ()) -> Denominators:
+    """Counts a (part of a) mini-batch from its rows' masks: one bool array per row, response tokens only; an NLL mask may be
+    None, or there are none at all."""
     tokens = [int(np.count_nonzero(mask)) for mask in policy_masks]
-    return Denominators(rows=len(tokens), trained_rows=sum(count > 0 for count in tokens), trained_tokens=sum(tokens))
+    return Denominators(
+        rows=len(tokens),
+        trained_rows=sum(count > 0 for count in tokens),
+        trained_tokens=sum(tokens),
+        nll_tokens=sum(int(np.count_nonzero(mask)) for mask in nll_masks if mask is not None),
+    )
 
 
 def total_weight(weights: Iterable[np.ndarray]) -> float:

@@ -3,8 +3,8 @@
 Every loss here returns its *unnormalised* sum; the caller divides by one number for the whole global mini-batch:
 
     loss = (policy_loss + config.entropy_coefficient · entropy_loss) / denominators.policy(config)
-         + config.kl_coefficient · kl_loss / denominators.kl
-    loss = nll_loss / total_weight(weights)
+         + config.kl_coefficient · kl_loss / denominators.kl + config.nll_coefficient · nll_loss / denominators.nll
+    loss = nll_loss / total_weight(weights)                                                   (supervised)
 
 (see `denominators.py`). Shapes, everywhere: T selected tokens, R rows; `log_probs` [T] requires grad, `mask` [T] is bool,
 `row_index` [T] int64 in [0, R) says to which row a token belongs (in any order). Values at unmasked tokens are ignored, be they
@@ -129,7 +129,7 @@ def kl_loss(
 
 
 def nll_loss(*, log_probs: Tensor, weights: Tensor) -> tuple[Tensor, Stats]:
-    """The summed weighted negative log-likelihood −Σ w_t log π_t of a supervised micro-batch; `weights` [T], 0 = left out.
+    """The summed weighted negative log-likelihood −Σ w_t log π_t of a micro-batch; `weights` [T], 0 = left out.
 
     Statistic `nll`: the weighted mean per token.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,7 +68,7 @@ class RowSignal:
 
 
 class PolicyObjective:
-    """Policy loss, entropy bonus and KL term of one global mini-batch, normalised over all of it.
+    """Policy loss, entropy bonus, KL term and NLL term of one global mini-batch, normalised over all of it.
 
     Args:
         config: the loss.
@@ -84,9 +84,9 @@ class PolicyObjective:
         self.config = config
         self.signals = signals
         self._weighted = _all_or_none([row.weigh for row in signals], "weights")
-        self.selections = [read_tokens(row.signal.policy_mask, row.signal.kl_mask, config) for row in signals]
+        self.selections = [read_tokens(row.signal, config) for row in signals]
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
-        computed = count_denominators(row.signal.policy_mask for row in signals)
+        computed = signal_denominators(row.signal for row in signals)
         self.denominators: Denominators = computed if denominators is None else denominators
         self._divisor = self.denominators.policy(config)
         self._computed = computed.trained_tokens
@@ -134,6 +134,13 @@ class PolicyObjective:
             losses["kl_loss"] = kl
             stats |= kl_stats
             loss = loss + kl
+        if self.config.nll_coefficient > 0:
+            weights = flat([_nll_mask(row.signal) for row in rows], torch.float32)
+            nll, nll_stats = nll_loss(log_probs=log_probs, weights=weights)
+            nll = self.config.nll_coefficient * nll / self.denominators.nll
+            losses["nll_loss"] = nll
+            stats |= nll_stats
+            loss = loss + nll
         return loss, _record({**losses, "loss": loss}, stats, batch, measured)
 
     @property
@@ -208,9 +215,22 @@ def _all_or_none(values: Sequence[object | None], what: str) -> bool:
     return having > 0
 
 
-def read_tokens(policy_mask: np.ndarray, kl_mask: np.ndarray, config: LossConfig) -> np.ndarray:
-    """The tokens whose log-prob the loss reads, bool like the masks: the KL mask counts where it has a coefficient."""
-    return policy_mask | kl_mask if config.kl_coefficient > 0 else policy_mask
+def read_tokens(signal: TrainingSignal, config: LossConfig) -> np.ndarray:
+    """The tokens whose log-prob the loss reads, bool like the masks: those of KL and NLL term where they have a coefficient."""
+    read = signal.policy_mask
+    if config.kl_coefficient > 0:
+        read = read | signal.kl_mask
+    return read | _nll_mask(signal) if config.nll_coefficient > 0 else read
+
+
+def signal_denominators(signals: Iterable[TrainingSignal]) -> Denominators:
+    """Counts of a (part of a) mini-batch that has these signals."""
+    listed = list(signals)
+    return count_denominators((signal.policy_mask for signal in listed), (signal.nll_mask for signal in listed))
+
+
+def _nll_mask(signal: TrainingSignal) -> np.ndarray:
+    return np.zeros_like(signal.policy_mask) if signal.nll_mask is None else signal.nll_mask
 
 
 def _record(

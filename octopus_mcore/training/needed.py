@@ -1,9 +1,9 @@
 """What of a step's rollouts must be computed: the rows of each update that can change something, as far as they can.
 
 A row whose policy tokens all have advantage exactly 0 adds nothing to the policy loss, whatever its log-probs are. Where the KL
-term reads tokens of it, it is computed up to the last of these; otherwise not at all. Loss and gradient stay what they were,
-for the denominators count every row and token all the same (docs/method.md §6, «What is computed»). Under an entropy bonus
-every trained token adds something, and all rows are computed.
+or NLL term reads tokens of it, it is computed up to the last of these; otherwise not at all. Loss and gradient stay what they
+were, for the denominators count every row and token all the same (docs/method.md §6, «What is computed»). Under an entropy
+bonus every trained token adds something, and all rows are computed.
 
 A rollout makes as many rows as replay drew it (`TrainingSignal.draws`). They are equal: their prefix tree computes them once.
 """
@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 
 from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.experience.types import Group, Rollout, TrainingSignal
-from octopus_mcore.policy.denominators import Denominators, count_denominators
-from octopus_mcore.policy.objectives import read_tokens
+from octopus_mcore.policy.denominators import Denominators
+from octopus_mcore.policy.objectives import read_tokens, signal_denominators
 from octopus_mcore.policy.rows import Row, row_of
 
 Place = tuple[int, int]
@@ -53,11 +53,8 @@ def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[Upda
     bounds = _bounds(groups, count)
     parts = []
     for start, end in zip(bounds, bounds[1:], strict=False):
-        counts = count_denominators(
-            rollout.signal.policy_mask
-            for group in groups[start:end]
-            for rollout in group.rollouts
-            for _ in range(rollout.signal.draws)
+        counts = signal_denominators(
+            rollout.signal for group in groups[start:end] for rollout in group.rollouts for _ in range(rollout.signal.draws)
         )
         if counts.trained_tokens:
             parts.append(
@@ -100,11 +97,16 @@ def _needed_row(place: Place, groups: Sequence[Group], loss: LossConfig) -> Need
     group, rollout = groups[place[0]], groups[place[0]].rollouts[place[1]]
     signal = rollout.signal
     teaches = loss.entropy_coefficient > 0 or bool(signal.advantages[signal.policy_mask].any())
-    policy_mask = signal.policy_mask & teaches
-    selection = read_tokens(policy_mask, signal.kl_mask, loss)
+    teaching = replace(signal, policy_mask=signal.policy_mask & teaches)
+    selection = read_tokens(teaching, loss)
     if not selection.any():
         return None
     end = int(np.flatnonzero(selection)[-1]) + 1
     row = row_of(group.prompt, rollout.token_ids[:end])
-    cut = TrainingSignal(policy_mask[:end], signal.kl_mask[:end], signal.advantages[:end])
-    return NeededRow(place, rollout, row, cut, selection[:end])
+    return NeededRow(place, rollout, row, _until(teaching, end), selection[:end])
+
+
+def _until(signal: TrainingSignal, end: int) -> TrainingSignal:
+    """The signal of the first `end` tokens."""
+    nll = None if signal.nll_mask is None else signal.nll_mask[:end]
+    return TrainingSignal(signal.policy_mask[:end], signal.kl_mask[:end], signal.advantages[:end], nll_mask=nll)
