@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
-from octopus_mcore.experience.types import Group, Prompt, ResponseFacts, Rollout
+from octopus_mcore.experience.types import Group, Prompt, ResponseFacts, Rollout, Span, SpanKind
 from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.runtime.seeds import numpy_generator
 
@@ -107,6 +107,26 @@ def rewarded(rewards: Sequence[float], uid: str = "question-1") -> Group:
     return replace(group, rollouts=tuple(replace(r, judgement=j) for r, j in zip(group.rollouts, judgements, strict=True)))
 
 
+def rethought(
+    first: str, trigger: str, second: str, truth: str = TRUTH, finish_reason: str = "stop", version: int = 3
+) -> Rollout:
+    """A judged rollout whose first attempt was thought over behind a trigger, as forced rethinking makes it."""
+    end = "<|im_end|>" if finish_reason == "stop" else ""
+    parts = [encode(first), encode(trigger), encode(second + end)]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    kinds = (SpanKind.FIRST, SpanKind.INJECTED, SpanKind.CORRECTION)
+    spans = tuple(
+        Span(kind, start, stop, version, kind != SpanKind.INJECTED)
+        for kind, start, stop in zip(kinds, [0, *ends], ends, strict=False)
+    )
+    token_ids = sum(parts, ())
+    log_probs = -numpy_generator("log-probs", first, second).random(len(token_ids), dtype=np.float32)
+    log_probs[spans[1].start : spans[1].end] = np.nan
+    with Judge(EXACT) as judge:
+        judgement = judge.judge([Response((first, second), truth, ResponseFacts(rethought=True))])[0]
+    return Rollout(token_ids, log_probs, spans, finish_reason, judgement=judgement)
+
+
 def pair_judgement(first, correction, facts):
     """The reward table with its default values."""
     from octopus_mcore.rewards.shaping import judged_by
@@ -126,7 +146,11 @@ def same_rollout(a: Rollout, b: Rollout) -> bool:
         arrays.append((a.old_log_probs, b.old_log_probs))
     if a.signal is not None and b.signal is not None:
         plain = plain and (a.signal.draws, a.signal.kept) == (b.signal.draws, b.signal.kept)
-        arrays += [(getattr(a.signal, name), getattr(b.signal, name)) for name in ("policy_mask", "kl_mask", "advantages")]
+        names = ["policy_mask", "kl_mask", "advantages", "nll_mask"]
+        if a.signal.nll_mask is None or b.signal.nll_mask is None:
+            plain = plain and a.signal.nll_mask is b.signal.nll_mask
+            names.remove("nll_mask")
+        arrays += [(getattr(a.signal, name), getattr(b.signal, name)) for name in names]
     return (
         plain
         and (a.signal is None) == (b.signal is None)

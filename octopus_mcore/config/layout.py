@@ -16,6 +16,7 @@ from octopus_mcore.config.precision_checks import check_precision, offload_refus
 from octopus_mcore.config.rollout_checks import check_rollout
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.section import PluginConfig
+from octopus_mcore.config.signal_checks import check_signal
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
@@ -186,6 +187,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
             )
     yield from check_replay(f"{key}.buffer", buffer)
     yield from check_loss(key, phase)
+    yield from check_signal(key, phase)
 
 
 def _check_evaluation(config: Config) -> Iterator[str]:

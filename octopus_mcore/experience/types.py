@@ -221,7 +221,7 @@ class TrainingSignal:
     `policy_mask` (bool) marks tokens with a policy gradient, `kl_mask` (bool) tokens held to the reference policy, `advantages`
     (float32) is read where `policy_mask` is set. `draws` is how many rows the rollout makes in the step's updates: 0 where
     replay left it out, k where it was drawn k times. `kept` asks for its old log-probs even if no update reads them, because a
-    stage keeps it for later steps. `nll_mask` (bool) marks tokens whose likelihood the NLL term raises; None stands for no token.
+    stage keeps it for later steps. `nll_mask` (bool) marks tokens whose likelihood the NLL term raises; None stands for none.
     """
 
     policy_mask: np.ndarray

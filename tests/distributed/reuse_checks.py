@@ -26,7 +26,7 @@ NATIVES = 3
 TEMPERATURE = 0.7
 RATE = 0.1
 LOSSES = {
-    "one update, stage I": (1, LossConfig(kl_coefficient=0.3, mismatch="truncate", mismatch_cap=1.2)),
+    "one update, stage I": (1, LossConfig(kl_coefficient=0.3, nll_coefficient=0.2, mismatch="truncate", mismatch_cap=1.2)),
     "two updates": (2, LossConfig(kind="grpo", clip_low=0.001, clip_high=0.001, mismatch="mask", mismatch_cap=1.5)),
     "one update of sequence ratios": (
         1,
@@ -76,14 +76,16 @@ def groups_of(name: str) -> tuple[list[Group], dict]:
 
 
 def _rollout(draw: np.random.Generator, first: tuple, second: tuple, provenance: Provenance | None) -> Rollout:
-    """KL on the first attempt and policy gradient behind it where there is a correction (stage I)."""
+    """KL on the first attempt and policy gradient behind it where there is a correction (stage I); there also an NLL term on
+    half of the response."""
     ids = first + ((9,) + second if second else ())
     spans = [Span(SpanKind.FIRST, 0, len(first))]
     if second:
         spans.append(Span(SpanKind.SEPARATOR, len(first), len(first) + 1))
         spans.append(Span(SpanKind.CORRECTION, len(first) + 1, len(ids), behaviour_valid=provenance is None))
     held = np.arange(len(ids)) < (len(first) if second else 0)
-    signal = TrainingSignal(~held, held, np.full(len(ids), draw.standard_normal(), dtype=np.float32))
+    nll = np.arange(len(ids)) % 2 == 0 if second else None
+    signal = TrainingSignal(~held, held, np.full(len(ids), draw.standard_normal(), dtype=np.float32), nll_mask=nll)
     return Rollout(ids, draw.normal(-4.5, 0.5, len(ids)).astype(np.float32), tuple(spans), "stop", provenance, signal=signal)
 
 

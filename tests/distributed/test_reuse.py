@@ -47,7 +47,7 @@ def test_a_step_is_what_it_is_with_everything_computed(
             assert ours == pytest.approx(theirs, abs=1e-6)
         assert found.norms == pytest.approx(expected.norms, rel=1e-5, abs=1e-9)
         for ours, theirs in zip(found.means, expected.means, strict=True):
-            for key in {"clip_low", "clip_high", "dual_clip", "kl"} & theirs.keys():
+            for key in {"clip_low", "clip_high", "dual_clip", "kl", "nll"} & theirs.keys():
                 assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
         if found.gradients is not None:
             close(found.gradients, expected.gradients)
@@ -69,6 +69,8 @@ def test_what_was_measured_is_what_a_pass_of_its_own_measures(
             read = signal.policy_mask & bool(signal.advantages.any())
             if loss.kl_coefficient > 0:
                 read |= signal.kl_mask
+            if loss.nll_coefficient > 0 and signal.nll_mask is not None:
+                read |= signal.nll_mask
             if not read.any():
                 assert old is None
                 continue

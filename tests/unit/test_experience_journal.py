@@ -33,6 +33,19 @@ def test_a_group_survives_the_journal_bit_by_bit(labels, floats, with_signal, me
     assert same_group(decode_group(encode_group(group)), group)
 
 
+def test_nll_masks_survive_and_journals_of_before_them_read_as_none():
+    group = buffered(["wc", "cw"])
+    first = group.rollouts[0]
+    marked = replace(first, signal=replace(first.signal, nll_mask=first.signal.policy_mask))
+    group = replace(group, rollouts=(marked, *group.rollouts[1:]))
+    assert same_group(decode_group(encode_group(group)), group)
+    assert not same_group(buffered(["wc", "cw"]), group)
+    row = json.loads(encode_group(buffered(["wc", "cw"])))
+    for rollout in row["rollouts"]:
+        assert rollout["signal"].pop("nll_mask") is None
+    assert same_group(decode_group(json.dumps(row)), buffered(["wc", "cw"]))
+
+
 def test_prompt_images_metadata_and_unjudged_rollouts_survive():
     prompt = Prompt("é-1", (1, 2, 2), "Où?", "là\n", (ImageRef("ab12", 1, (1, 2, 4), 2),), {"subject": "géo", "level": 3})
     group = Group(prompt, tuple(replace(rollout, judgement=None) for rollout in group_of(["cc"]).rollouts))

@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octopus_mcore.config.buffer import BufferConfig, RecombineConfig
+from octopus_mcore.experience.buffer import build_buffer
 from octopus_mcore.experience.masks import kl_mask, policy_mask
 from octopus_mcore.experience.recombine import splice
-from octopus_mcore.experience.types import Provenance, Span, SpanKind
-from tests.experience_groups import finder, group_of, labelled, pair_judgement
+from octopus_mcore.experience.stages import StageContext
+from octopus_mcore.experience.types import Group, Provenance, Span, SpanKind
+from tests.experience_groups import attempt, finder, group_of, labelled, native, pair_judgement, rethought
 
 PAIRS = ["wc", "cc", "cw", "ww"]
 
@@ -73,3 +76,34 @@ def test_tokens_that_nobody_sampled_are_never_trained():
     cut = len(rollout.token_ids) - 2
     rollout = replace(rollout, spans=(Span(SpanKind.FIRST, 0, cut), Span(SpanKind.INJECTED, cut, cut + 2)))
     assert policy_mask(rollout, "none").sum() == kl_mask(rollout, "none").sum() == cut
+
+
+@pytest.mark.parametrize("mode", ["none", "first", "changed"])
+def test_injected_tokens_are_trained_where_asked_and_first_attempts_are(mode):
+    """The released VL-Rethinker trains the trigger; stage I of Octopus trains what stands behind the first attempt only."""
+    rollout = rethought(attempt("13"), "\n\nWait", attempt("42"))
+    first, trigger, correction = rollout.spans
+    never, asked = (policy_mask(rollout, mode, train_injected=flag) for flag in (False, True))
+    assert not never[trigger.start : trigger.end].any() and never[correction.start :].all()
+    assert asked[trigger.start : trigger.end].all() == asked[: first.end].all() == never[: first.end].all() == (mode == "none")
+    assert (kl_mask(rollout, mode, train_injected=True)[trigger.start : trigger.end].all()) == (mode == "none")
+    assert not kl_mask(rollout, mode)[trigger.start : trigger.end].any()
+
+
+@pytest.mark.parametrize("mask", ["none", "first"])
+def test_truncated_responses_train_no_token_but_count_in_the_groups_mean(mask):
+    """DAPO's overlong filtering, arXiv 2503.14476 §3.4."""
+    natives = (native(attempt("42")), native(attempt("42", "so on"), finish_reason="length"), *group_of(["wc", "w"]).rollouts)
+    group = Group(group_of(["c"]).prompt, natives)
+
+    def buffered(cut: bool):
+        config = BufferConfig(recombine=RecombineConfig(selection="none"), mask=mask, mask_truncated=cut)
+        return build_buffer(config, 10**6, pair_judgement)([group], StageContext(0, 0)).groups[0].rollouts
+
+    kept, masked = buffered(False), buffered(True)
+    for before, after in zip(kept, masked, strict=True):
+        np.testing.assert_array_equal(after.signal.advantages, before.signal.advantages)
+        cut = before.finish_reason == "length"
+        np.testing.assert_array_equal(after.signal.policy_mask, before.signal.policy_mask & (not cut))
+        np.testing.assert_array_equal(after.signal.kl_mask, before.signal.kl_mask & (not cut))
+    assert masked[1].signal.advantages.any() and kept[1].signal.policy_mask.any()

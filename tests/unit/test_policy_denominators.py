@@ -19,6 +19,7 @@ def test_denominators_count_and_add_up():
     assert whole.policy(LossConfig(aggregation="constant", length_constant=100)) == 200
     assert whole.kl == 3
     assert count_denominators([]).policy(LossConfig()) == 1
+    assert count_denominators([]).nll == 1
     assert count_denominators([]).policy(LossConfig(aggregation="constant", length_constant=100)) == 100
 
 
@@ -29,3 +30,12 @@ def test_total_weight_is_exact_in_any_order():
         total_weight([np.ones(2), np.array([1.0, -0.5])])
     with pytest.raises(ValueError, match="nothing to train"):
         total_weight([np.zeros(2)])
+
+
+def test_nll_tokens_are_counted_over_all_rows_and_add_up():
+    masks = [np.array(mask, dtype=bool) for mask in ([1, 0, 1], [1, 1], [0, 0])]
+    nll = [np.array([0, 1, 1], dtype=bool), None, np.array([1, 0], dtype=bool)]
+    whole = count_denominators(masks, nll)
+    assert (whole.rows, whole.trained_rows, whole.trained_tokens, whole.nll) == (3, 2, 4, 3)
+    assert whole == count_denominators(masks[:1], nll[:1]) + count_denominators(masks[1:], nll[1:])
+    assert count_denominators(masks).nll_tokens == 0

@@ -25,6 +25,7 @@ LOSSES = st.builds(
     length_constant=st.just(5),
     entropy_coefficient=st.sampled_from([0.0, 0.2]),
     kl_coefficient=st.sampled_from([0.0, 0.3]),
+    nll_coefficient=st.sampled_from([0.0, 0.4]),
     kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
     clip_low=st.just(0.2),
     clip_high=st.just(0.3),
@@ -46,7 +47,8 @@ def make_signals(lengths: list[int], seed: int, weighted: bool = False) -> list[
     signals = []
     for length in lengths:
         advantages = np.full(length, draw.standard_normal(), dtype=np.float32)
-        signal = TrainingSignal(draw.random(length) < 0.7, draw.random(length) < 0.4, advantages)
+        nll = draw.random(length) < 0.4 if draw.random() < 0.7 else None
+        signal = TrainingSignal(draw.random(length) < 0.7, draw.random(length) < 0.4, advantages, nll_mask=nll)
         old, reference = (draw.normal(-2, 0.5, length).astype(np.float32) for _ in range(2))
         signals.append(RowSignal(signal, old, reference, weigher(draw.normal(-2, 0.5, length)) if weighted else None))
     return signals
@@ -139,6 +141,32 @@ def test_policy_loss_is_the_formula_on_each_rows_own_numbers(lengths, seed, weig
     found = run(PolicyObjective(loss, signals), rows, table, [list(range(len(rows)))])
     torch.testing.assert_close(found[0], expected.detach(), rtol=0, atol=1e-10)
     torch.testing.assert_close(found[1], torch.autograd.grad(expected, table)[0], rtol=0, atol=1e-10)
+
+
+def test_the_nll_term_is_the_mean_over_its_tokens_of_the_whole_mini_batch():
+    """Worked by hand: tokens of log-prob −1 and −2 in one row, −4 in another, none in a third, coefficient 0.3. The term is
+    0.3 · (1 + 2 + 4) / 3, its gradient −0.1 on each of them; a sum of the rows' own means would be 0.3 · (1.5 + 4) / 2."""
+    loss = LossConfig(kind="reinforce", dual_clip=None, nll_coefficient=0.3)
+    rows = make_rows([3, 2, 2])
+    table = torch.zeros(sum(map(len, rows)), dtype=torch.float64)
+    marks = [np.array([1, 0, 1], dtype=bool), np.array([0, 1], dtype=bool), None]
+    for row, values in zip(rows, ([-1.0, -9.0, -2.0], [-9.0, -4.0], [-9.0, -9.0]), strict=True):
+        table[row.token_ids[row.prompt_length :]] = torch.tensor(values, dtype=torch.float64)
+    table.requires_grad_()
+    signals = [
+        RowSignal(
+            TrainingSignal(np.ones(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.float32), nll_mask=mark), None
+        )
+        for n, mark in zip((3, 2, 2), marks, strict=True)
+    ]
+    for micro_batches in ([[0, 1, 2]], [[1], [2, 0]], [[2], [0], [1]]):
+        total, gradient, stats, shares = run(PolicyObjective(loss, signals), rows, table, micro_batches)
+        assert shares["nll_loss"] == pytest.approx(0.7) == pytest.approx(float(total))
+        assert means(stats)["nll"] == pytest.approx(7 / 3)
+        marked = [row.token_ids[row.prompt_length :][mark] for row, mark in zip(rows, marks, strict=True) if mark is not None]
+        expected = torch.zeros_like(table)
+        expected[np.concatenate(marked)] = -0.1
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
 def test_shares_of_the_loss_add_up_to_the_loss():
@@ -301,7 +329,9 @@ def test_rows_without_advantage_can_be_left_out(lengths, loss, seed, weighted, d
     none = [np.zeros(length, dtype=bool) for length in lengths]
     for number in np.flatnonzero(idle):
         own = signals[number].signal
-        signals[number] = replace(signals[number], signal=replace(own, advantages=own.advantages * 0, kl_mask=none[number]))
+        signals[number] = replace(
+            signals[number], signal=replace(own, advantages=own.advantages * 0, kl_mask=none[number], nll_mask=None)
+        )
     table = log_prob_table(rows, seed)
     everything = PolicyObjective(loss, signals)
     expected = run(everything, rows, table, [list(range(len(rows)))])

@@ -107,7 +107,8 @@ def read(rollout: Rollout, kl: float) -> np.ndarray:
     """The tokens whose log-prob the loss reads, bool [response]: the rule of docs/method.md once more."""
     signal = rollout.signal
     teaches = any(a != 0 for a, trained in zip(signal.advantages, signal.policy_mask, strict=True) if trained)
-    return (signal.policy_mask if teaches else signal.policy_mask & False) | (signal.kl_mask if kl > 0 else False)
+    nll = signal.nll_mask if signal.nll_mask is not None else False
+    return (signal.policy_mask if teaches else signal.policy_mask & False) | (signal.kl_mask if kl > 0 else False) | nll
 
 
 def trained_groups(groups, updates: int) -> set[int]:
@@ -383,6 +384,33 @@ def test_of_rows_without_advantage_the_kl_tokens_stay():
     assert batch.metrics["train/skipped_rows"] == pytest.approx(1 - len(corrected) / rows)
     whole = stepped(groups, phase).groups[0]
     assert [rollout.old_log_probs is not None for rollout in whole.rollouts] == [r.has_correction for r in whole.rollouts]
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_of_rows_without_advantage_the_nll_tokens_stay(updates):
+    """Computed up to the last of them, counted in the denominator, and nothing else of them is read."""
+    phase = phase_of("none", 0.0, updates=updates)
+    phase = phase.model_copy(update={"loss": phase.loss.model_copy(update={"nll_coefficient": 0.1})})
+    groups = [silenced(group) for group in buffered([["wc", "cw", "c"], ["cc", "w"]], phase)]
+    marks = {(0, 1): [2, 5], (1, 0): [0, 1, 7]}
+    for (g, i), tokens in marks.items():
+        rollouts = list(groups[g].rollouts)
+        mask = np.isin(np.arange(len(rollouts[i].token_ids)), tokens)
+        rollouts[i] = replace(rollouts[i], signal=replace(rollouts[i].signal, nll_mask=mask))
+        groups[g] = replace(groups[g], rollouts=tuple(rollouts))
+    batch = row_batch(FakePolicy(), groups, phase)
+    assert [place for part in batch.mini_batches for place in part.places] == list(marks)
+    for _, place, row, signal in computed(batch):
+        assert row.response_length == marks[place][-1] + 1 and not signal.signal.policy_mask.any()
+        assert np.flatnonzero(signal.signal.nll_mask).tolist() == marks[place]
+    assert sum(part.objective.denominators.nll_tokens for part in batch.mini_batches) == 5
+    assert batch.metrics["batch/head_tokens"] == 5
+    measured = stepped(groups, phase)
+    for g, group in enumerate(measured.groups):
+        for i, rollout in enumerate(group.rollouts):
+            assert np.flatnonzero(rollout.measured_mask()).tolist() == marks.get((g, i), [])
+    idle = phase.model_copy(update={"loss": phase.loss.model_copy(update={"nll_coefficient": 0.0})})
+    assert not any(part.rows for part in row_batch(FakePolicy(), groups, idle).mini_batches)
 
 
 def test_an_update_without_rows_is_made_where_tokens_are_trained():
