@@ -20,3 +20,10 @@ def check_signal(key: str, phase: RLPhaseConfig) -> Iterator[str]:
             f"{key}.buffer.nll={buffer.nll} has no effect with {key}.loss.nll_coefficient=0; set the coefficient "
             "(VL-Rethinker: 0.05), or nll to none"
         )
+    if phase.rollout.rethink is None and phase.rollout.replay is None:
+        for field, value in (("nll", "correction"), ("train_injected", True)):
+            if getattr(buffer, field) == value:
+                yield (
+                    f"{key}.buffer.{field}={str(value).lower()} is about what stands behind an injected trigger, which only "
+                    f"forced rethinking writes; set {key}.rollout.rethink, or leave it out"
+                )

@@ -6,6 +6,10 @@ import pytest
 
 from tests.unit.test_config_layout import found
 
+RETHINK = (
+    "phases.stage2.rollout.rethink={max_tokens: 20, min_tokens: 3}",
+    "phases.stage2.buffer.recombine.selection=none",
+)
 NLL = "phases.stage2.buffer.nll="
 
 
@@ -14,4 +18,13 @@ def test_an_nll_term_needs_tokens_and_a_coefficient(mode: str) -> None:
     coefficient = "phases.stage2.loss.nll_coefficient=0.05"
     assert any(f"{coefficient} has no effect with {NLL}none" in violation for violation in found(coefficient))
     assert any(f"{NLL}{mode} has no effect with phases.stage2.loss.nll_coefficient=0" in v for v in found(NLL + mode))
-    assert found(NLL + mode, coefficient) == []
+    assert found(NLL + mode, coefficient, *RETHINK) == []
+
+
+@pytest.mark.parametrize("setting", ["nll=correction", "train_injected=true"])
+def test_triggers_are_written_by_forced_rethinking_alone(setting: str) -> None:
+    term = ("phases.stage2.loss.nll_coefficient=0.05",) if setting.startswith("nll") else ()
+    (violation,) = found(f"phases.stage2.buffer.{setting}", *term)
+    assert f"phases.stage2.buffer.{setting} is about" in violation and "phases.stage2.rollout.rethink" in violation
+    assert found(f"phases.stage2.buffer.{setting}", *term, *RETHINK) == []
+    assert found(f"phases.stage2.buffer.{setting}", *term, "phases.stage2.rollout.replay=a/run") == []
