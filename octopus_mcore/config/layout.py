@@ -13,6 +13,7 @@ from octopus_mcore.config.buffer_checks import check_replay
 from octopus_mcore.config.loss_checks import check_loss
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision, offload_refusal
+from octopus_mcore.config.rewards_checks import check_rewards
 from octopus_mcore.config.rollout_checks import check_rollout
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.section import PluginConfig
@@ -41,6 +42,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
         )
         violations += _check_phase(name, phase, config.model)
     violations += _check_engine(size, config)
+    violations += dict.fromkeys(_check_rewards(config))
     violations += _check_evaluation(config)
     violations += check_precision(config, hf_config)
     if hf_config is not None and not wrong_stages:
@@ -65,12 +67,17 @@ def source_of(config: Config, name: str, phase: SFTPhaseConfig | RLPhaseConfig) 
     return (SHARED_SOURCE, config.data.train) if phase.source is None else (f"phases.{name}.source", phase.source)
 
 
-def longest_row(config: Config, phase: RLPhaseConfig) -> int:
-    """Upper bound of the tokens of one training row: prompt and response."""
+def longest_response(phase: RLPhaseConfig) -> int:
+    """Upper bound of the tokens of one response, sampled or synthesised."""
     response = phase.rollout.max_new_tokens
     if phase.buffer.recombine.enabled:
         response = max(response, phase.buffer.recombine.max_response_tokens or 0)
-    return config.data.max_prompt_tokens + response
+    return response
+
+
+def longest_row(config: Config, phase: RLPhaseConfig) -> int:
+    """Upper bound of the tokens of one training row: prompt and response."""
+    return config.data.max_prompt_tokens + longest_response(phase)
 
 
 def _check_world(config: Config, world_size: int | None) -> Iterator[str]:
@@ -130,6 +137,16 @@ def _check_engine(data_size: int, config: Config) -> Iterator[str]:
             f"rollout.sglang.urls names servers for one replica, but there are {data_size} data-parallel ranks, which would "
             "all send their weights to them; let the run start the servers, or take parallel.data=1"
         )
+
+
+def _check_rewards(config: Config) -> Iterator[str]:
+    """The judging of phases, and that of evaluations where no phase has the same."""
+    phases = {name: phase for name, phase in config.phases.items() if phase.kind == "rl"}
+    for name, phase in phases.items():
+        key = "rewards" if phase.rewards == config.rewards else f"phases.{name}.rewards"
+        yield from check_rewards(key, phase.rewards, longest_response(phase))
+    if config.rewards not in [phase.rewards for phase in phases.values()]:
+        yield from check_rewards("rewards", config.rewards, None)
 
 
 def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -> Iterator[str]:

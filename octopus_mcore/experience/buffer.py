@@ -17,11 +17,8 @@ from octopus_mcore.config.buffer import BufferConfig
 from octopus_mcore.experience.recombine import PairJudgement
 from octopus_mcore.experience.replay import Replay
 from octopus_mcore.experience.stages import Advantage, BufferStage, ExcludeInvalid, Likelihood, Mask, Recombine, StageContext
-from octopus_mcore.experience.statistics import TRANSITIONS, difficulty_shares, judgement_of, transition
+from octopus_mcore.experience.statistics import INVALID, TRANSITIONS, difficulty_shares, judgement_of, transition
 from octopus_mcore.experience.types import Group, Rollout
-
-INVALID = "invalid/"
-"""Prefix of the judgement parts that say why a rollout is invalid."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,13 @@ DIFFICULTIES = ("all_false", "hard", "medium", "easy", "all_true")
 _DIFFICULTY_BOUNDS = (1 / 8, 3 / 8, 6 / 8, 1.0)
 
 
+INVALID = "invalid/"
+"""Prefix of the judgement parts that say why a rollout is invalid."""
+
+_COUNTED_ELSEWHERE = (INVALID, "rethink/")
+_PART, _WITH_PART = "parts/", "with_part/"
+
+
 def transition(first_correct: bool, correction_correct: bool) -> str:
     """`wc`, `cc`, `cw` or `ww`: correctness of the first attempt, then of the correction."""
     return ("c" if first_correct else "w") + ("c" if correction_correct else "w")
@@ -46,7 +53,7 @@ def tally(rollouts: Iterable[Rollout]) -> Counter[str]:
     """Counts and sums over judged rollouts; tallies of several ranks add up.
 
     Keys: `rollouts`, `corrections`, `first_correct`, `final_correct`, `tokens`, `reward`, and `wc`, `cc`, `cw`, `ww` over
-    rollouts with a correction.
+    rollouts with a correction. `parts/<name>` adds up a part of the judgements, `with_part/<name>` counts those that have it.
     """
     counts: Counter[str] = Counter()
     for rollout in rollouts:
@@ -56,7 +63,11 @@ def tally(rollouts: Iterable[Rollout]) -> Counter[str]:
         counts["final_correct"] += judgement.final_correct
         counts["tokens"] += len(rollout.token_ids)
         counts["reward"] += judgement.total
-        if rollout.has_correction:
+        for name, value in judgement.parts.items():
+            if not name.startswith(_COUNTED_ELSEWHERE):
+                counts[_PART + name] += value
+                counts[_WITH_PART + name] += 1
+        if len(judgement.attempts) > 1:
             counts["corrections"] += 1
             counts[transition(judgement.first_correct, judgement.final_correct)] += 1
     return counts
@@ -75,6 +86,7 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
     | repair_rate | wc / rollouts with a correction whose first attempt is wrong |
     | break_rate | cw / rollouts with a correction whose first attempt is right |
     | length, reward | tokens, total reward / all rollouts |
+    | parts/<name> | that part of the judgement / rollouts that have it (docs/rewards.md) |
     """
     of = {key: counts.get(key, 0) for key in ("rollouts", "corrections", *TRANSITIONS)}
     shares = {long: _share(of[short], of["corrections"]) for short, long in TRANSITIONS.items()}
@@ -89,6 +101,7 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
         "break_rate": _share(of["cw"], of["cw"] + of["cc"]),
         "length": _share(counts.get("tokens", 0), of["rollouts"]),
         "reward": _share(counts.get("reward", 0.0), of["rollouts"]),
+        **{key: _share(counts[key], counts[_WITH_PART + key.removeprefix(_PART)]) for key in counts if key.startswith(_PART)},
     }
 
 

@@ -165,14 +165,24 @@ class Provenance:
 class AttemptGrade:
     """The verdict on one attempt, given once and reused for every pair the attempt takes part in.
 
-    `answer` is the content of its last box after the reasoning (None without a box); `text` its stripped text, kept so that a
-    correction that merely repeats the first attempt can be told.
+    `answer` is the content of its last box after the reasoning, or what else `rewards.style` takes for it (None without);
+    `text` its stripped text, kept so that a correction that merely repeats the first attempt can be told. `partial` is the
+    credit, in [0, 1), of a wrong answer that comes near; `reflects` says whether the text holds a phrase of reconsidering;
+    `judge` names the comparison where rows choose it themselves.
     """
 
     correct: bool
     formatted: bool
     answer: str | None
     text: str
+    partial: float = 0.0
+    reflects: bool = False
+    judge: str | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """What the answer is worth: 1 if it is right, else its partial credit."""
+        return 1.0 if self.correct else self.partial
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,16 @@ def well_formatted(attempt: str) -> bool:
 
 
 def attempt_answer(attempt: str) -> str | None:
-    """The content of the attempt's last box behind its reasoning, stripped; None without one.
-
-    Behind the reasoning is behind the last `</think>`, or anywhere where there is no think tag at all. A think block that
-    never closes (a cut response) has no answer, whatever boxes the thought holds.
-    """
-    before, closed, behind = attempt.rpartition(THINK_CLOSE)
-    if THINK_OPEN in behind:
-        return None
-    answer = last_boxed(behind)
+    """The content of the attempt's last box behind its reasoning, stripped; None without one."""
+    behind = behind_thought(attempt)
+    answer = None if behind is None else last_boxed(behind)
     return None if answer is None else answer.strip()
+
+
+def behind_thought(attempt: str) -> str | None:
+    """What stands behind the last `</think>`, or the whole attempt where there is no think tag at all.
+
+    None for a think block that never closes (a cut response): it has no answer, whatever the thought holds.
+    """
+    behind = attempt.rpartition(THINK_CLOSE)[2]
+    return None if THINK_OPEN in behind else behind

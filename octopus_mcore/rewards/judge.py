@@ -6,24 +6,43 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from octopus_mcore.config.rewards import RewardConfig
-from octopus_mcore.experience.types import NO_FACTS, AttemptGrade, Judgement, ResponseFacts
-from octopus_mcore.rewards.format import attempt_answer, well_formatted
+from octopus_mcore.config.rewards import JudgeName, RewardConfig
+from octopus_mcore.experience.types import NO_FACTS, AttemptGrade, Judgement, Prompt, ResponseFacts
 from octopus_mcore.rewards.judges import JUDGES, decide_quickly
 from octopus_mcore.rewards.pool import ComparisonPool
+from octopus_mcore.rewards.reflection import reflects
+from octopus_mcore.rewards.rows import row_judge
 from octopus_mcore.rewards.shaping import excluded, pair_judgement
+from octopus_mcore.rewards.styles import STYLES
 
 
 @dataclass(frozen=True)
 class Response:
     """What the judge needs of a rollout: the texts of its first attempt and, if there is one, of its correction; the truth;
-    what else is known of it; and why it must not be trained on, if so (say, "vision_token")."""
+    what else is known of it; why it must not be trained on, if so (say, "vision_token"); and the comparison that its row asks
+    for (`Judge.of`; None takes the configured one)."""
 
     texts: tuple[str, ...]
     truth: str
     facts: ResponseFacts = NO_FACTS
     invalid: str | None = None
+    judge: JudgeName | None = None
+
+
+class Attempt(NamedTuple):
+    """An attempt to grade: its text, the truth, and the comparison that its row asks for (None takes the configured one)."""
+
+    text: str
+    truth: str
+    judge: JudgeName | None = None
+
+
+class _Comparison(NamedTuple):
+    judge: JudgeName
+    answer: str
+    truth: str
 
 
 class Judge:
@@ -35,6 +54,7 @@ class Judge:
     def __init__(self, config: RewardConfig):
         self.config = config
         self.counts: Counter[str] = Counter()
+        self._style = STYLES[config.style]
         self._pool = ComparisonPool(config.workers, config.timeout_seconds) if config.workers else None
 
     def __enter__(self) -> Judge:
@@ -48,12 +68,27 @@ class Judge:
         if self._pool is not None:
             self._pool.close()
 
+    def of(self, prompt: Prompt) -> JudgeName | None:
+        """The comparison that the prompt's row asks for, None where all rows share one. Ask before generating: a row that names
+        none, or whose truth it cannot read, is an error (`rows.row_judge`)."""
+        return row_judge(self.config, prompt.uid, prompt.answer, prompt.metadata)
+
     def judge(self, responses: Sequence[Response]) -> list[Judgement]:
-        """Judgements in the order of the responses."""
-        grades = iter(self.grade([(text, response.truth) for response in responses for text in response.texts]))
+        """Judgements in the order of the responses. A response of one text may turn out to hold two attempts (style
+        `reflection`)."""
+        texts = [self._style.split(*response.texts) if len(response.texts) == 1 else response.texts for response in responses]
+        grades = iter(
+            self.grade(
+                [
+                    Attempt(text, response.truth, response.judge)
+                    for response, attempts in zip(responses, texts, strict=True)
+                    for text in attempts
+                ]
+            )
+        )
         judgements = []
-        for response in responses:
-            judgement = self.pair(*(next(grades) for _ in response.texts), facts=response.facts)
+        for response, attempts in zip(responses, texts, strict=True):
+            judgement = self.pair(*(next(grades) for _ in attempts), facts=response.facts)
             judgements.append(judgement if response.invalid is None else excluded(judgement, response.invalid))
         return judgements
 
@@ -61,35 +96,54 @@ class Judge:
         """The judgement of a rollout with these attempts: `pair_judgement` under this judge's configuration."""
         return pair_judgement(first, correction, self.config, facts)
 
-    def grade(self, attempts: Sequence[tuple[str, str]]) -> list[AttemptGrade]:
-        """Grades of (text, truth) pairs, in order. An attempt without an answer is wrong."""
-        distinct = dict.fromkeys(attempts)
-        answers = {text: attempt_answer(text) for text, _ in distinct}
-        verdicts = self._compare({(answers[text], truth) for text, truth in distinct if answers[text]})
-        grades = {
-            (text, truth): AttemptGrade(
-                correct=verdicts.get((answers[text], truth), False),
-                formatted=well_formatted(text),
-                answer=answers[text],
-                text=text.strip(),
-            )
-            for text, truth in distinct
+    def grade(self, attempts: Sequence[Attempt | tuple[str, str]]) -> list[AttemptGrade]:
+        """Grades of the attempts, in order; an `Attempt` may be given as (text, truth). Without an answer it is wrong."""
+        asked = [Attempt(*attempt) for attempt in attempts]
+        distinct = dict.fromkeys(asked)
+        answers = {text: self._style.answers(text) for text in dict.fromkeys(attempt.text for attempt in distinct)}
+        compared = {
+            attempt: [
+                _Comparison(attempt.judge or self.config.judge, answer, self._style.truth(attempt.truth))
+                for answer in answers[attempt.text]
+                if answer
+            ]
+            for attempt in distinct
         }
-        return [grades[attempt] for attempt in attempts]
+        verdicts = self._compare({comparison for comparisons in compared.values() for comparison in comparisons})
+        grades = {
+            attempt: self._grade(attempt, answers[attempt.text], max(map(verdicts.__getitem__, comparisons), default=0.0))
+            for attempt, comparisons in compared.items()
+        }
+        return [grades[attempt] for attempt in asked]
 
-    def _compare(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool]:
-        """Verdicts on distinct (answer, truth) pairs."""
-        verdicts = {pair: decide_quickly(self.config.judge, *pair) for pair in pairs}
-        unsettled = sorted(pair for pair, verdict in verdicts.items() if verdict is None)
+    def _grade(self, attempt: Attempt, answers: tuple[str, ...], verdict: float) -> AttemptGrade:
+        return AttemptGrade(
+            correct=verdict >= 1,
+            formatted=self._style.formatted(attempt.text, attempt.judge or self.config.judge),
+            answer=answers[0] if answers else None,
+            text=attempt.text.strip(),
+            partial=0.0 if verdict >= 1 else float(verdict),
+            reflects=reflects(attempt.text),
+            judge=attempt.judge,
+        )
+
+    def _compare(self, comparisons: Iterable[_Comparison]) -> dict[_Comparison, float]:
+        """Verdicts on distinct comparisons: quick ones here, the others in worker processes, together."""
+        verdicts = {comparison: decide_quickly(*comparison) for comparison in comparisons}
+        unsettled = sorted(comparison for comparison, verdict in verdicts.items() if verdict is None)
         self.counts["comparisons"] += len(verdicts)
         verdicts.update(zip(unsettled, self._settle(unsettled), strict=True))
         return verdicts
 
-    def _settle(self, pairs: list[tuple[str, str]]) -> list[bool]:
-        function = JUDGES[self.config.judge]
+    def _settle(self, comparisons: list[_Comparison]) -> list[float]:
         if self._pool is None:
-            return [function(*pair) for pair in pairs]
-        verdicts = self._pool.run(function, pairs)
+            return [compare(*comparison) for comparison in comparisons]
+        verdicts = self._pool.run(compare, comparisons)
         self.counts.update(self._pool.counts)
         self._pool.counts.clear()
         return verdicts
+
+
+def compare(judge: JudgeName, answer: str, truth: str) -> float:
+    """How right an answer is by a comparison of this name; 1 is right."""
+    return float(JUDGES[judge](answer, truth))

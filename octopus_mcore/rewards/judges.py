@@ -1,55 +1,38 @@
 r"""How an answer is compared with the truth: the contents of two boxes in, right or wrong out. Pure functions of strings.
 
-`JUDGES` may take long or never return on hostile input (`math`); the judge runs those in worker processes (`rewards.pool`).
+Those in `SLOW` may take long or never return on hostile input; the judge runs them in worker processes (`rewards.pool`).
 `decide_quickly` settles what needs no algebra.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from string import ascii_uppercase
+
+from octopus_mcore.config.rewards import JudgeName
+from octopus_mcore.rewards.algebra import math_equal
+from octopus_mcore.rewards.choices import WRAPPER, choice_equal
+from octopus_mcore.rewards.ocean import ocean_equal, ocean_reference, same_answer
+from octopus_mcore.rewards.rectangles import rectangles_overlap, rectangles_overlap_reference
+from octopus_mcore.rewards.rethinker import rethinker_equal, rethinker_reference
 
 MAX_ANSWER_CHARACTERS = 1000
 """A longer answer than this is not compared, it counts as wrong."""
 
+MAX_RESPONSE_CHARACTERS = 100_000
+"""The same where the whole response is the answer (the `_reference` judges)."""
+
 _INTEGER = re.compile(r"[+-]?\d{1,300}")
-_WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|bf|rm)\s*\{([^{}]*)\}")
-_CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*(?:$|[).:,])")
-_BETWEEN_CHOICES = re.compile(r"[,;&]|\band\b")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _QUANTITY = re.compile(rf"({_NUMBER})\s*(?:/\s*({_NUMBER}))?\s*(%?)\s*(\D*?)\s*")
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*\{?([+-]?\d+)\}?")
 
 
-def math_equal(answer: str, truth: str) -> bool:
-    """Mathematical equality by math-verify, without its signal timers: the caller sets the time limit.
-
-    Imported here because SymPy takes a while and only judge processes need it.
-    """
-    from math_verify import parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    parsed = (parse(f"${side.replace('$', ' ').strip()}$", parsing_timeout=None) for side in (truth, answer))
-    return bool(verify(*parsed, timeout_seconds=None))
-
-
 def exact_equal(answer: str, truth: str) -> bool:
     """Equality of the strings without the white space around them."""
     return answer.strip() == truth.strip()
-
-
-def choice_equal(answer: str, truth: str) -> bool:
-    r"""Equality of option letters, in any case: `B`, `(b)`, `\text{B}`, `B.` and `B) 12 cm` name B. A sentence names nothing.
-
-    `A, C` and `(c) and (a)` name both letters, and all of the truth's must be named and no other. Falls back to string equality
-    where the truth names no letter.
-    """
-    given, wanted = _choice(answer), _choice(truth)
-    return exact_equal(answer, truth) if wanted is None else given == wanted
 
 
 def number_equal(answer: str, truth: str, tolerance: float = 0.01) -> bool:
@@ -70,46 +53,60 @@ def number_equal(answer: str, truth: str, tolerance: float = 0.01) -> bool:
     return any(abs(value - wanted[0]) <= tolerance * (abs(wanted[0]) or 1.0) for value in values)
 
 
-JUDGES: Mapping[str, Callable[[str, str], bool]] = {
+def _never(answer: str, truth: str) -> bool:
+    """Accepts nothing: the released program may find an answer wrong that is the truth, letter for letter."""
+    return False
+
+
+JUDGES: Mapping[JudgeName, Callable[[str, str], float]] = {
     "math": math_equal,
     "exact": exact_equal,
     "choice": choice_equal,
     "number": number_equal,
+    "rethinker": rethinker_equal,
+    "ocean": ocean_equal,
+    "iou": rectangles_overlap,
+    "rethinker_reference": rethinker_reference,
+    "ocean_reference": ocean_reference,
+    "iou_reference": rectangles_overlap_reference,
 }
-"""Comparisons by the name that `rewards.judge` in the configuration gives them."""
+"""Comparisons by the name that `rewards.judge` in the configuration gives them. Each says how right an answer is: True or 1 is
+right, what lies between is a wrong answer's credit for coming near."""
+
+SLOW: Mapping[JudgeName, Callable[[str, str], bool]] = {
+    "math": exact_equal,
+    "rethinker": choice_equal,
+    "ocean": same_answer,
+    "rethinker_reference": _never,
+    "ocean_reference": exact_equal,
+}
+"""Comparisons that may run long, each with a quick one: what that accepts is right for certain, the rest is open."""
+
+_ALGEBRAIC = ("math", "rethinker", "ocean")
+_WHOLE_RESPONSE = ("rethinker_reference", "ocean_reference", "iou_reference")
 
 
-def decide_quickly(kind: str, answer: str, truth: str) -> bool | None:
-    """The verdict where it is certain and cheap, else None: only `math` ever leaves anything open.
+def decide_quickly(kind: JudgeName, answer: str, truth: str) -> float | None:
+    """The verdict where it is certain and cheap, else None: only those in `SLOW` ever leave anything open.
 
-    Strings that are equal are right; two plain integers are compared as such; an empty or overlong answer is wrong.
+    An empty or overlong answer is wrong; two plain integers are compared as such by the judges that know algebra.
     """
     answer, truth = answer.strip(), truth.strip()
-    if not answer or len(answer) > MAX_ANSWER_CHARACTERS:
+    limit = MAX_RESPONSE_CHARACTERS if kind in _WHOLE_RESPONSE else MAX_ANSWER_CHARACTERS
+    if not answer or len(answer) > limit:
         return False
-    if kind != "math":
+    if kind not in SLOW:
         return JUDGES[kind](answer, truth)
-    if answer == truth:
+    if SLOW[kind](answer, truth):
         return True
-    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(truth):
+    if kind in _ALGEBRAIC and _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(truth):
         return int(answer) == int(truth)
     return None
 
 
-def _choice(text: str) -> str | None:
-    """The letters that the text names, in order of the alphabet, or None."""
-    text = _WRAPPER.sub(r"\1", text).strip().strip("$").strip()
-    parts = [part.strip(" ().") for part in _BETWEEN_CHOICES.split(text)]
-    letters = {part.upper() for part in parts if part}
-    if len(letters) > 1 and all(len(letter) == 1 and letter in ascii_uppercase for letter in letters):
-        return "".join(sorted(letters))
-    match = _CHOICE.match(text)
-    return match.group(1).upper() if match else None
-
-
 def _quantity(text: str) -> tuple[float, str] | None:
     """Value and unit (lower case, '' for none) of a number with an optional unit, or None."""
-    text = _WRAPPER.sub(r" \1", text).replace(r"\%", "%").replace("°", r"^\circ").replace("$", "")
+    text = WRAPPER.sub(r" \1", text).replace(r"\%", "%").replace("°", r"^\circ").replace("$", "")
     # Single spaces keep the pattern below linear: runs of them could be split in many ways among its parts.
     text = " ".join(re.sub(r"\\[,;:! ]|~|\{,\}", "", text).split())
     text = _POWER_OF_TEN.sub(r"e\1", _FRACTION.sub(r"\1\2/\3", text))

@@ -28,9 +28,9 @@ ORPHAN_SECONDS = 5.0
 
 
 class ComparisonPool:
-    """Runs `function(*arguments) -> bool` for many arguments, in order, each within `timeout_seconds`.
+    """Runs `function(*arguments) -> float` for many arguments, in order, each within `timeout_seconds`.
 
-    What fails is False and is counted in `counts`: `timeouts` (killed), `crashes` (the worker died), `errors` (it raised, for
+    What fails is 0 and is counted in `counts`: `timeouts` (killed), `crashes` (the worker died), `errors` (it raised, for
     instance for want of memory). Workers start with the first comparison; the time a worker needs to start does not count.
     """
 
@@ -39,13 +39,13 @@ class ComparisonPool:
         self._workers, self._timeout, self._memory = workers, timeout_seconds, memory_bytes
         self._pool: ProcessPool | None = None
 
-    def run(self, function: Callable[..., bool], arguments: Sequence[tuple[Any, ...]]) -> list[bool]:
+    def run(self, function: Callable[..., float], arguments: Sequence[tuple[Any, ...]]) -> list[float]:
         """Verdicts in the order of the arguments. `function` and arguments must be picklable.
 
         Raises:
             RuntimeError: workers cannot be started.
         """
-        verdicts: dict[int, bool] = {}
+        verdicts: dict[int, float] = {}
         for _ in range(2):
             waiting = {
                 index: self._submit(function, arguments[index]) for index in range(len(arguments)) if index not in verdicts
@@ -69,7 +69,7 @@ class ComparisonPool:
             self._pool.join()
             self._pool = None
 
-    def _submit(self, function: Callable[..., bool], arguments: tuple[Any, ...]) -> ProcessFuture | None:
+    def _submit(self, function: Callable[..., float], arguments: tuple[Any, ...]) -> ProcessFuture | None:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(self._workers, initializer=_start_worker, initargs=(self._memory,), context=context)
@@ -79,10 +79,10 @@ class ComparisonPool:
         except (BrokenProcessPool, RuntimeError):
             return None
 
-    def _verdict(self, future: ProcessFuture | None) -> bool | None:
+    def _verdict(self, future: ProcessFuture | None) -> float | None:
         """The verdict, or None where the pool itself broke (a worker died while idle) and the work must be given out again."""
         try:
-            return None if future is None else bool(future.result())
+            return None if future is None else float(future.result())
         except BrokenProcessPool:
             return None
         except FutureTimeoutError:
@@ -91,7 +91,7 @@ class ComparisonPool:
             self.counts["crashes"] += 1
         except (Exception, SystemExit):  # pebble raises here whatever the worker raised there
             self.counts["errors"] += 1
-        return False
+        return 0.0
 
 
 def _start_worker(memory_bytes: int) -> None:
@@ -102,7 +102,7 @@ def _start_worker(memory_bytes: int) -> None:
     import math_verify  # noqa: F401
 
 
-def _guarded(function: Callable[..., bool], limit_seconds: float, *arguments: Any) -> bool:
+def _guarded(function: Callable[..., float], limit_seconds: float, *arguments: Any) -> float:
     """Runs the comparison; ends its worker beyond the limit, so that none outlives a killed trainer for long.
 
     faulthandler's timer is a thread in C: it fires in endless loops of Python and of C code alike.

@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from octopus_mcore.config.rewards import JudgeName
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Prompt, ResponseFacts, Rollout, Span, SpanKind
-from octopus_mcore.rewards.judge import Judge, Response
+from octopus_mcore.rewards.judge import Attempt, Judge, Response
 from octopus_mcore.rewards.shaping import excluded
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, RolloutEngine, SamplingParams
 from octopus_mcore.runtime.seeds import key_bits
@@ -44,6 +45,7 @@ class SampleProgram:
 
     async def run(self, prompts: Sequence[Prompt], engine: RolloutEngine, judge: Judge, key: Key) -> list[Group]:
         """One group of `n` natives a prompt, in the order of the prompts."""
+        names = [judge.of(prompt) for prompt in prompts]  # before generation: a row may be one that cannot be judged
         requests = [
             GenerationRequest(prompt.token_ids, prompt.images, self.sampling, key_bits(*key, prompt.uid, sample))
             for prompt in prompts
@@ -51,8 +53,8 @@ class SampleProgram:
         ]
         generations = await engine.generate(requests)
         rollouts = [self._rollout(generation) for generation in generations]
-        truths = [prompt.answer for prompt in prompts for _ in range(self.n)]
-        judgements = judge.judge([self._response(*pair) for pair in zip(rollouts, truths, strict=True)])
+        asked = [pair for pair in zip(prompts, names, strict=True) for _ in range(self.n)]
+        judgements = judge.judge([self._response(rollout, *pair) for rollout, pair in zip(rollouts, asked, strict=True)])
         judged = [replace(rollout, judgement=verdict) for rollout, verdict in zip(rollouts, judgements, strict=True)]
         return [Group(prompt, tuple(judged[i * self.n : (i + 1) * self.n])) for i, prompt in enumerate(prompts)]
 
@@ -60,16 +62,17 @@ class SampleProgram:
         spans = self.finder.find(generation.token_ids, generation.version)
         return Rollout(generation.token_ids, generation.log_probs, spans, generation.finish_reason)
 
-    def _response(self, rollout: Rollout, truth: str) -> Response:
+    def _response(self, rollout: Rollout, prompt: Prompt, judge: JudgeName | None) -> Response:
         return Response(
             texts=self.finder.attempt_texts(rollout.token_ids, rollout.spans),
-            truth=truth,
+            truth=prompt.answer,
             facts=ResponseFacts(
                 tokens=len(rollout.token_ids),
                 finished=rollout.finish_reason == "stop",
                 extra_corrections=self.finder.extra_corrections(rollout.token_ids),
             ),
             invalid=exclusion(self.finder, rollout.token_ids, rollout.finish_reason),
+            judge=judge,
         )
 
 
@@ -120,7 +123,7 @@ class ForcedRounds:
         generations = await engine.generate(requests)
         grades = judge.grade(
             [
-                (self._last_attempt(generation), groups[row].prompt.answer)
+                Attempt(self._last_attempt(generation), groups[row].prompt.answer, judge.of(groups[row].prompt))
                 for (row, _), generation in zip(places, generations, strict=True)
             ]
         )

@@ -30,7 +30,8 @@ import numpy as np
 from octopus_mcore.config.rollout import RethinkConfig
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Prompt, ResponseFacts, Rollout
-from octopus_mcore.rewards.judge import Judge
+from octopus_mcore.rewards.judge import Attempt, Judge
+from octopus_mcore.rewards.reflection import wait_words
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, RolloutEngine
 from octopus_mcore.rollout.programs import Key, SampleProgram, continued, exclusion, reopened
 from octopus_mcore.runtime.seeds import key_bits, numpy_generator
@@ -132,9 +133,9 @@ class ForcedRethink:
         pairs = list(zip(attempts, generations, strict=True))
         finder, texts = self.base.finder, []
         for attempt, generation in pairs:
-            truth = groups[attempt.group].prompt.answer
-            texts.append((finder.text(attempt.opening.token_ids + generation.token_ids), truth))
-            texts.append((finder.text(generation.token_ids), truth))
+            prompt = groups[attempt.group].prompt
+            for token_ids in (attempt.opening.token_ids + generation.token_ids, generation.token_ids):
+                texts.append(Attempt(finder.text(token_ids), prompt.answer, judge.of(prompt)))
         grades = judge.grade(texts)
         results, accepted = {}, [0] * len(groups)
         for (attempt, generation), whole, alone in zip(pairs, grades[::2], grades[1::2], strict=True):
@@ -161,7 +162,7 @@ class ForcedRethink:
             return "wrong"
         if config.own_answer and alone.answer is None:
             return "no_answer"
-        if config.max_waits is not None and 1 + second_thoughts(alone.text) > config.max_waits:
+        if config.max_waits is not None and 1 + wait_words(alone.text) > config.max_waits:
             return "waits"
         return "surplus" if config.max_per_query is not None and accepted >= config.max_per_query else None
 
@@ -198,12 +199,6 @@ def cut_places(data: bytes) -> Iterable[int]:
     places = [data.rfind(b"Wait"), data.rfind(rb"\boxed"), data.lower().find(b"answer")]
     places.append(len(data[:blank].rstrip()) if blank >= 0 else -1)
     return [place for place in places if place >= 0]
-
-
-def second_thoughts(text: str) -> int:
-    """How often a text turns round: «wait,», «wait a» and «alternatively», in any case."""
-    lower = text.lower()
-    return sum(lower.count(word) for word in ("wait,", "wait a", "alternatively"))
 
 
 def rethink_metrics(groups: Iterable[Group]) -> dict[str, float]:

@@ -157,11 +157,11 @@ def evaluation_records(metrics: Mapping[str, float], label: str, step: int = 0) 
     (NaN) becomes None."""
     records: dict[str, dict[str, str | float | None]] = {}
     for key, value in metrics.items():
-        place, _, metric = key.rpartition("/")
+        name, temperature, metric = key.split("/", 2)
         forced = _ROUND.fullmatch(metric)
         phase = f"{label}, forced round {forced[1]}" if forced else label
         record = records.setdefault(phase, {"phase": phase, "step": step})
-        record[f"eval/{place}/{forced[2] if forced else metric}"] = None if math.isnan(value) else value
+        record[f"eval/{name}/{temperature}/{forced[2] if forced else metric}"] = None if math.isnan(value) else value
     return list(records.values())
 
 

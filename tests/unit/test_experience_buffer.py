@@ -156,7 +156,7 @@ def test_the_buffer_keeps_the_state_of_its_stages():
 def test_each_attempt_of_a_group_is_graded_once(selection: str, advantage: str, monkeypatch: pytest.MonkeyPatch):
     """n natives, two of them the same, have 2n − 2 distinct attempts; splices and advantages ask for no further grade."""
     graded: list[str] = []
-    monkeypatch.setattr("octopus_mcore.rewards.judge.well_formatted", lambda text: bool(graded.append(text)) or True)
+    monkeypatch.setattr("octopus_mcore.rewards.styles.well_formatted", lambda text: bool(graded.append(text)) or True)
     natives = list(group_of(["wc", "cc", "cw", "ww"]).natives)
     natives.append(natives[0])
     texts = [finder().attempt_texts(native.token_ids, native.spans) for native in natives]

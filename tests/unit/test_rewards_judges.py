@@ -5,6 +5,7 @@ import pytest
 from octopus_mcore.rewards.judges import (
     JUDGES,
     MAX_ANSWER_CHARACTERS,
+    SLOW,
     choice_equal,
     decide_quickly,
     exact_equal,
@@ -111,10 +112,10 @@ def test_number(answer, truth, equal):
     assert number_equal(answer, truth) is equal
 
 
-@pytest.mark.parametrize("kind", [kind for kind in JUDGES if kind != "math"])
-@pytest.mark.parametrize("filler", [" ", "A", "1", ",", "A,", r"\frac{", "1 ", "-", "{"])
+@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.parametrize("filler", [" ", "A", "1", ",", "A,", r"\frac{", "1 ", "-", "{", "[1,", "= ", "A b "])
 def test_no_answer_takes_long_to_compare(kind, filler):
-    """These judges run in the trainer's process, without a time limit."""
+    """What is decided quickly runs in the trainer's process, without a time limit."""
     began = time.thread_time()
     for first in ("1", "A", ""):
         decide_quickly(kind, (first + filler * MAX_ANSWER_CHARACTERS)[: MAX_ANSWER_CHARACTERS - 1] + "1", "5")
@@ -125,6 +126,12 @@ def test_an_overlong_answer_is_wrong_for_every_judge():
     for kind, answer in {"exact": "x", "choice": "B. ", "number": "5 cm", "math": "x"}.items():
         longer = answer + "x" * MAX_ANSWER_CHARACTERS
         assert decide_quickly(kind, longer, longer) is False
+
+
+def test_boxes_are_always_decided_quickly():
+    boxes = "[0, 0, 9, 9]", "[5, 5, 9, 9]"
+    assert [decide_quickly("iou", box, boxes[0]) for box in boxes] == [True, False]
+    assert [decide_quickly("iou_reference", f"<answer>{box}</answer>", boxes[0]) for box in boxes] == [True, False]
 
 
 def test_exact():
@@ -149,5 +156,5 @@ def test_math_is_decided_quickly_only_where_it_is_certain(answer, truth, verdict
 
 
 def test_other_judges_are_always_decided_quickly():
-    for kind in set(JUDGES) - {"math"}:
+    for kind in set(JUDGES) - set(SLOW) - {"iou", "iou_reference"}:
         assert decide_quickly(kind, "7", "7") is True and decide_quickly(kind, "7", "8") is False

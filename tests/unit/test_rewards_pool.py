@@ -84,7 +84,7 @@ def test_a_step_of_short_integers_takes_no_time_and_no_process():
 
 def test_each_distinct_attempt_is_graded_once(monkeypatch):
     graded = []
-    monkeypatch.setattr("octopus_mcore.rewards.judge.well_formatted", lambda text: bool(graded.append(text)) or True)
+    monkeypatch.setattr("octopus_mcore.rewards.styles.well_formatted", lambda text: bool(graded.append(text)) or True)
     with Judge(RewardConfig(judge="exact", workers=0)) as judge:
         grades = judge.grade([(box("1"), "1"), (box("2"), "1"), (box("1"), "1"), (box("1"), "2")])
     assert [grade.correct for grade in grades] == [True, False, True, False]

@@ -79,6 +79,15 @@ def test_the_cap_on_repetition_fires():
     assert native(RIGHT + SEPARATOR + attempt("42", "other"), config=AS_RELEASED).judgement.parts["identical"] == 0
 
 
+def test_null_caps_bound_nothing():
+    """`identical_cap: null` is the released program's behaviour, where that cap never takes effect."""
+    config = AS_RELEASED.model_copy(update={"identical_cap": None})
+    assert reward(RIGHT + SEPARATOR + RIGHT, config) == pytest.approx(0.775)
+    assert reward(WRONG + SEPARATOR + WRONG, config) == reward(WRONG + SEPARATOR + WRONG) == pytest.approx(0.1)
+    config = AS_RELEASED.model_copy(update={"unboxed_first_cap": None, "bad_format_correction_cap": None})
+    assert reward("<think>a</think>" + SEPARATOR + "\\boxed{42}", config) == pytest.approx(0.9)
+
+
 def grade(correct, formatted=True, answer="1", text="t"):
     return AttemptGrade(correct, formatted, answer, text)
 

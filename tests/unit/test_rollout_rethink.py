@@ -19,10 +19,11 @@ from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
 from octopus_mcore.experience.types import Group, Prompt
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.rewards.judge import Judge
+from octopus_mcore.rewards.reflection import wait_words
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import Generation, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
-from octopus_mcore.rollout.rethink import ForcedRethink, cut_places, cut_tokens, rethink_metrics, second_thoughts
+from octopus_mcore.rollout.rethink import ForcedRethink, cut_places, cut_tokens, rethink_metrics
 from tests.experience_groups import TRUTH, attempt, encode, finder, native
 
 KEY = (0, 7)
@@ -383,8 +384,8 @@ def test_the_first_accepted_ones_of_a_prompt_stay(judge):
 
 
 def test_second_thoughts_are_counted_as_released():
-    assert second_thoughts("Wait, wait a moment. Await. Alternatively, WAIT, no waiting") == 4
-    assert second_thoughts("nothing of the kind; wait!") == 0
+    assert wait_words("Wait, wait a moment. Await. Alternatively, WAIT, no waiting") == 4
+    assert wait_words("nothing of the kind; wait!") == 0
 
 
 def test_rewards_know_a_rethought_response(judge, monkeypatch):

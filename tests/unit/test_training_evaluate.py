@@ -112,7 +112,8 @@ def test_metrics_of_a_known_outcome(config, processor, judge):
         assert found["gap"] == pytest.approx(1 / 7)
         single = len(processor.encode(attempt("10"))) + 1
         assert single < found["length"] < 2 * single + len(processor.encode(SEPARATOR))
-    assert len(metrics) == 2 * len(EVALUATION_METRICS)
+        assert metrics[f"validation/{temperature_name(temperature)}/parts/no_correction"] == pytest.approx(0.3)
+    assert len([key for key in metrics if "/parts/" not in key]) == 2 * len(EVALUATION_METRICS)
 
 
 def test_sampling_follows_the_configuration(digits_checkpoint, processor, judge):
@@ -122,7 +123,7 @@ def test_sampling_follows_the_configuration(digits_checkpoint, processor, judge)
     prompts = evaluation_prompts(config, processor)
     engine = ScriptedEngine(processor, prompts["validation"] + prompts["test"])
     metrics = evaluate(config, engine, processor, judge, prompts)
-    assert {key.rsplit("/", 1)[0] for key in metrics} == {"validation/T0.7", "test/T0.7"}
+    assert {"/".join(key.split("/")[:2]) for key in metrics} == {"validation/T0.7", "test/T0.7"}
     tokens = processor.tokens
     assert {request.sampling for request in engine.log} == {SamplingParams(0.7, 1.0, 9, tokens.end_ids, tokens.banned)}
     assert len({request.seed for request in engine.log}) == len(engine.log) == 28
@@ -142,6 +143,7 @@ def test_forced_rounds_are_counted_apart(digits_checkpoint, processor, judge):
     step = len(processor.encode(SEPARATOR + attempt("10")))
     assert lengths[1] - lengths[0] == pytest.approx(step, abs=1) and lengths[2] - lengths[1] == pytest.approx(step, abs=1)
     records = evaluation_records(metrics, "stage I", step=4)
+    assert records[1]["eval/validation/T0/parts/no_correction"] == 0
     assert [record["phase"] for record in records] == ["stage I", "stage I, forced round 1", "stage I, forced round 2"]
     assert records[2]["eval/validation/T0/final_accuracy"] == pytest.approx(0.5) and records[0]["step"] == 4
 
@@ -151,10 +153,12 @@ def test_tallies_of_shares_add_up(config, processor, judge):
     engine = ScriptedEngine(processor, prompts["validation"])
     shares = [{"validation": prompts["validation"][rank::3]} for rank in range(3)]
     parts = [asyncio.run(evaluation_tallies(config, engine, processor, judge, share)) for share in shares]
-    total = {place: sum((part[place] for part in parts), Counter()) for place in parts[0]}
+    total = {place: Counter() for place in parts[0]}
+    for part in parts:
+        for place, counts in part.items():
+            total[place].update(counts)
     whole = evaluate(config, engine, processor, judge, prompts)
     added = evaluation_metrics(total)
-    # `Counter.__add__` drops sums that are not positive; every count here is positive.
     assert added.keys() == whole.keys()
     assert all(added[key] == pytest.approx(whole[key], nan_ok=True) for key in whole)
 

@@ -1,0 +1,56 @@
+"""What cannot work together in the section `rewards`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from octopus_mcore.config.rewards import RewardConfig
+
+WHOLE_RESPONSE_JUDGES = {
+    "answer_tags_reference": ("ocean_reference", "iou_reference"),
+    "rethinker_reference": ("rethinker_reference",),
+}
+"""Styles that hand over the whole response as the answer, and the judges that can read one."""
+
+
+def check_rewards(key: str, rewards: RewardConfig, max_response_tokens: int | None) -> Iterator[str]:
+    """Violations in the section at `key`, for responses of at most so many tokens (None: nobody can say)."""
+    if rewards.judge_key is not None and not rewards.judges_by_value:
+        yield f"{key}.judge_key={rewards.judge_key!r} needs {key}.judges_by_value, the judge of each value of that field"
+    if rewards.judge_key is None and rewards.judges_by_value:
+        yield f"{key}.judges_by_value has no effect without {key}.judge_key, the metadata field that holds these values"
+    if rewards.shaping == "reflection" and rewards.style != "reflection":
+        yield (
+            f"{key}.shaping=reflection rewards a reflection between two attempts, but {key}.style={rewards.style} knows none; "
+            "take style reflection"
+        )
+    yield from _check_judges(key, rewards)
+    if (overlong := rewards.overlong) is not None:
+        begin = overlong.max_tokens - overlong.buffer_tokens
+        if begin < 0:
+            yield (
+                f"{key}.overlong: buffer_tokens={overlong.buffer_tokens} is above max_tokens={overlong.max_tokens}, so the "
+                "shortest response would be punished"
+            )
+        elif max_response_tokens is not None and begin >= max_response_tokens:
+            yield (
+                f"{key}.overlong has no effect: it begins beyond {begin} tokens (max_tokens − buffer_tokens), but no response "
+                f"is longer than {max_response_tokens}"
+            )
+
+
+def _check_judges(key: str, rewards: RewardConfig) -> Iterator[str]:
+    """A judge that reads whole responses needs a style that gives them, and the other way round."""
+    used = {f"{key}.judges_by_value.{value}": name for value, name in rewards.judges_by_value.items()}
+    if rewards.judge_key is None:
+        used = {f"{key}.judge": rewards.judge}
+    readable = WHOLE_RESPONSE_JUDGES.get(rewards.style)
+    for place, name in used.items():
+        if readable is not None and name not in readable:
+            yield (
+                f"{place}={name} cannot read what {key}.style={rewards.style} gives it, a whole response; it goes with "
+                f"{' or '.join(readable)}"
+            )
+        if readable is None and name.endswith("_reference"):
+            styles = [style for style, judges in WHOLE_RESPONSE_JUDGES.items() if name in judges]
+            yield f"{place}={name} reads whole responses; it needs {key}.style={styles[0]}, found {rewards.style}"
