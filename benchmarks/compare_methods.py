@@ -26,6 +26,7 @@ from octopus_mcore.config.inherit import read_extended
 METHODS = Path(__file__).parents[1] / "examples" / "digits_methods"
 SHOWN = {
     "octopus": "Octopus, 8 → 16",
+    "repaired_advantages": "Octopus, repaired advantages",
     "no_augmentation": "masks, no recombination (n=8)",
     "random_augmentation": "random recombination",
     "no_stage1": "no stage I",

@@ -47,6 +47,9 @@ def test_the_methods_differ_in_what_their_names_say(tmp_path: Path) -> None:
 
     table = "self_correction", "gspo_token"
     assert settings("octopus") == [(8, "paper", "first", *table), (8, "paper", "changed", *table)]
+    assert settings("repaired_advantages") == settings("octopus")
+    advantages = [phase.buffer.advantage for phase in of_method(tmp_path, "repaired_advantages").phases.values()]
+    assert advantages == ["stratified", "separate"]
     assert settings("no_augmentation") == [(8, "none", "first", *table), (8, "none", "changed", *table)]
     assert settings("random_augmentation") == [(8, "random", "first", *table), (8, "random", "changed", *table)]
     assert settings("no_stage1") == [(8, "paper", "changed", *table)]
