@@ -39,7 +39,7 @@ divided by its global denominator, a record to hand back)."""
 @dataclass(frozen=True)
 class HeadSettings:
     """How log-probs are measured: temperature, tokens outside the softmax, whether entropies are wanted, and whether with a
-    gradient: the head's backward pass then makes its logits again and needs a second tile."""
+    gradient: the head's backward pass then needs a second tile and more arithmetic."""
 
     temperature: float
     banned_token_ids: tuple[int, ...]

@@ -282,8 +282,8 @@ class _Products:
 class _Slopes:
     """Gradients of the loss for the products, tile by tile in the order of the forward pass.
 
-    ∂ log p_t / ∂x_j = [j = t] − p_j and ∂H / ∂x_j = −p_j (log p_j + H), x in nats. The second one needs x besides p, so
-    that its tiles are always made again; no objective has asked for it so far.
+    ∂ log p_t / ∂x_j = [j = t] − p_j and ∂H / ∂x_j = −p_j (log p_j + H), x in nats. The second one needs x besides p, in a
+    second tile; where only powers were kept, their logarithm is x.
     """
 
     def __init__(self, ctx: FunctionCtx, grad_log_probs: Tensor | None, grad_entropy: Tensor | None) -> None:
@@ -296,30 +296,44 @@ class _Slopes:
             bend = grad_entropy / ctx.temperature
             self._constant -= bend * (entropy - mass.log()) / mass
             self._bent = -bend * math.log(2) / mass
-        self._kept = iter(kept) if kept and grad_entropy is None else None
+        self._kept = iter(kept) if kept else None
         self._room = ctx.tiles.buffer(hidden, mass.dtype)
         self._second = None if grad_entropy is None else ctx.tiles.buffer(hidden, mass.dtype)
         self._products = _Products(hidden, weight, ctx.shard, ctx.tiles, self._room)
 
     def of(self, block: slice, part: slice) -> Tensor:
         """[C, rows of the block] in the weight's dtype, good until the next call."""
-        constant, top = self._constant[part], self._top[part]
-        if self._kept is not None:
+        constant = self._constant[part, None]
+        if self._second is not None:
+            powers, bits = self._powers_and_bits(block, part)
+            grad = bits.mul_(powers).mul_(self._bent[part, None]).addcmul_(powers, constant)
+        elif self._kept is not None:
             powers, base = next(self._kept), next(self._kept)
-            grad = torch.mul(powers, (constant * torch.exp2(base - top))[:, None], out=self._room.view(part, block))
+            factor = constant * torch.exp2(base - self._top[part])[:, None]
+            grad = torch.mul(powers, factor, out=self._room.view(part, block))
         else:
             logits = self._products.tile(block, part)
-            bits = logits if self._second is None else self._second.view(part, block)
-            torch.add(-top[:, None], logits, alpha=self._scale, out=bits)
-            powers = torch.exp2(bits, out=logits)
-            if self._bent is None:
-                grad = powers.mul_(constant[:, None])
-            else:
-                grad = bits.mul_(powers).mul_(self._bent[part, None]).addcmul_(powers, constant[:, None])
+            grad = self._bits(logits, part, logits).exp2_().mul_(constant)
         index, here = self._shard.locate(self._targets[part], block)
         grad.scatter_add_(1, index, (self._target[part] * here)[:, None])
         narrow = self._products.narrow
         return grad if narrow is None else narrow.view(part, block).copy_(grad)
+
+    def _bits(self, logits: Tensor, part: slice, out: Tensor) -> Tensor:
+        """x of a tile less the token's largest."""
+        return torch.add(-self._top[part, None], logits, alpha=self._scale, out=out)
+
+    def _powers_and_bits(self, block: slice, part: slice) -> tuple[Tensor, Tensor]:
+        """2^x and x of a tile, each to be overwritten."""
+        room, second = self._room.view(part, block), self._second.view(part, block)
+        if self._kept is None:
+            bits = self._bits(self._products.tile(block, part), part, second)
+            return torch.exp2(bits, out=room), bits
+        powers, base = next(self._kept), next(self._kept)
+        shift = (base - self._top[part])[:, None]
+        # A power that has become 0 stands for any x far below; whatever is put for it is multiplied by 0.
+        bits = torch.clamp(powers, min=torch.finfo(powers.dtype).tiny, out=second).log2_().add_(shift)
+        return torch.mul(powers, shift.exp2(), out=room), bits
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

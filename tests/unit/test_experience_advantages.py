@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.config.buffer import RecombineConfig
-from octopus_mcore.experience.advantages import AdvantageMode, constant, normalise, step_advantages
+from octopus_mcore.experience.advantages import AdvantageMode, constant, normalise, normalise_exactly, step_advantages
 from octopus_mcore.experience.recombine import recombine
 from octopus_mcore.experience.types import SpanKind
 from octopus_mcore.rewards.shaping import excluded
@@ -146,6 +146,17 @@ def test_advantages_depend_on_no_order_of_groups_to_the_last_bit(many, random, m
     again = step_advantages([groups[number] for number in order], mode, EPSILON, pair_judgement)
     for place, number in enumerate(order):
         assert [values.tobytes() for values in again[place]] == [values.tobytes() for values in found[number]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=12), st.randoms(use_true_random=False))
+def test_sums_over_the_step_know_no_order(rewards, random):
+    """To the last bit of float64, where a plain sum does."""
+    order = random.sample(range(len(rewards)), len(rewards))
+    values = np.array(rewards)
+    found = normalise_exactly(values, EPSILON)
+    np.testing.assert_array_equal(normalise_exactly(values[order], EPSILON), found[order])
+    np.testing.assert_allclose(found, normalise(values, EPSILON), atol=1e-6, rtol=1e-6)
 
 
 def test_strata_do_not_push_right_corrections_down():

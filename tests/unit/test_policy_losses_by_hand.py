@@ -68,6 +68,25 @@ def test_dual_clip_leaves_good_tokens_alone():
     assert stats["dual_clip"] == 0.0
 
 
+def test_cispo_counts_the_weights_that_a_bound_cuts():
+    """Whatever the sign of the advantage, but none of a token that teaches nothing."""
+    for advantage in (2.0, -2.0):
+        loss, gradient, stats = one_row("cispo", [1.5, 0.5, 1.2], advantage=advantage)
+        weights = (1.3, 0.8, 1.2)
+        assert loss == pytest.approx(-advantage * (1.3 * math.log(1.5) + 0.8 * math.log(0.5) + 1.2 * math.log(1.2)) / 3)
+        assert gradient == pytest.approx([-advantage * weight / 3 for weight in weights])
+        assert stats["clip_high"] == stats["clip_low"] == pytest.approx(1 / 3) and stats["dual_clip"] == 0
+        assert stats["ratio"] == pytest.approx(3.2 / 3)
+    loss, gradient, stats = one_row("cispo", [1.5, 0.5], advantage=0.0)
+    assert loss == stats["clip_high"] == stats["clip_low"] == 0 and gradient == [0, 0]
+
+
+def test_reinforce_has_no_ratio():
+    loss, gradient, stats = one_row("reinforce", [5.0, 0.2], advantage=-1.0)
+    assert loss == pytest.approx((math.log(5) + math.log(0.2)) / 2) and gradient == [0.5, 0.5]
+    assert stats["ratio"] == pytest.approx(2.6) and stats["clip_high"] == stats["clip_low"] == stats["dual_clip"] == 0
+
+
 @pytest.mark.parametrize("kind", ["gspo", "gspo_token"])
 def test_sequence_ratio_is_the_geometric_mean(kind):
     """Token ratios 0.5 and 2.0 make a sequence ratio of exactly 1: nothing is clipped although both tokens are out of range."""

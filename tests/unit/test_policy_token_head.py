@@ -108,6 +108,21 @@ def test_large_logits_neither_overflow_nor_vanish():
     assert torch.isfinite(entropy).all()
 
 
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_the_entropy_of_a_peaked_distribution_has_a_finite_gradient(kept):
+    """Most powers of 2 are 0 in float32, where x is hundreds below the largest one."""
+    ours, theirs = make(6, torch.float32), make(6, torch.float32)
+    spread = 300.0
+    log_probs, entropy = head(ours[0] * spread, ours[1], ours[2], limits=HeadLimits(4 * 12, kept))
+    expected, expected_entropy = plain((theirs[0] * spread).double(), theirs[1].double(), theirs[2], 1.0)
+    assert expected.min() < -200 and (expected_entropy > 1e-3).any()
+    torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-3, atol=1e-4)
+    (log_probs.sum() + entropy.sum()).backward()
+    (expected.sum() + expected_entropy.sum()).backward()
+    for found, exact in zip(ours[:2], theirs[:2], strict=True):
+        assert (found.grad - exact.grad).norm() < 1e-4 * exact.grad.norm()
+
+
 def test_probabilities_of_allowed_ids_sum_to_one():
     hidden, weight, _ = make(1)
     log_probs, _ = head(hidden.expand(len(ALLOWED), -1), weight, ALLOWED)
