@@ -11,6 +11,11 @@ from octopus_mcore.rewards.rectangles import first_rectangle
 _AREA_JUDGES = ("iou", "iou_reference")
 
 
+def asks_rows(config: RewardConfig) -> bool:
+    """Whether there are rows that `row_judge` refuses: where they choose their judge, or must have a box for a truth."""
+    return config.judge_key is not None or config.judge in _AREA_JUDGES
+
+
 def row_judge(config: RewardConfig, uid: str, truth: str, metadata: Mapping[str, Any]) -> JudgeName | None:
     """The comparison that a row asks for by its field `config.judge_key`; None where all rows share `config.judge`.
 

@@ -32,6 +32,7 @@ from octopus_mcore.experience.types import Group, Prompt
 from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.rewards.judge import Judge
+from octopus_mcore.rewards.rows import row_judge
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import ForcedRounds, SampleProgram
 from octopus_mcore.runtime.world import local_device
@@ -50,8 +51,8 @@ def evaluation_prompts(config: Config, processor: Processor, names: Iterable[str
     """Prompts of the named sets (all sets by default); their images enter the processor's store and must stay there.
 
     Raises:
-        ValueError: a name is no set, a set has no rows, or some of its prompts are too long: a set shrunk in silence would be
-            another set.
+        ValueError: a name is no set, a set has no rows, some of its prompts are too long (a set shrunk in silence would be
+            another set), or `rewards` cannot judge a row.
         PluginError: a source cannot be loaded. What a source raises for its rows passes through.
     """
     prompts = {}
@@ -66,6 +67,8 @@ def evaluation_prompts(config: Config, processor: Processor, names: Iterable[str
             raise ValueError(f"{key}: {len(too_long)} of {size} prompts are too long, the first of them: {too_long[0]}")
         if not prompts[name]:
             raise ValueError(f"{key}: its source has no rows")
+        for prompt in prompts[name]:
+            row_judge(config.rewards, prompt.uid, prompt.answer, prompt.metadata)
     return prompts
 
 

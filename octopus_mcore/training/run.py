@@ -27,6 +27,7 @@ from octopus_mcore.training.engines import build_seat
 from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
 from octopus_mcore.training.resume import resume_state
 from octopus_mcore.training.rl import run_rl_phase
+from octopus_mcore.training.row_judges import validate_row_judges
 from octopus_mcore.training.session import RunState, Session
 from octopus_mcore.training.sft import run_sft_phase
 
@@ -77,6 +78,7 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
     notes = _validated_sources(config) if world.is_main else []
     if world.is_main:
         validate_replays(config)
+        validate_row_judges(config)
     prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))

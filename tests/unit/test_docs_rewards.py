@@ -10,6 +10,10 @@ import pytest
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.experience.types import ResponseFacts
 from octopus_mcore.rewards.judge import Judge, Response
+from octopus_mcore.rewards.judges import JUDGES
+from octopus_mcore.rewards.shaping import FLAGS
+from octopus_mcore.rewards.styles import STYLES
+from octopus_mcore.rewards.tables import SHAPINGS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 THINK = "<think>t</think>\n\n"
@@ -62,3 +66,31 @@ def test_keys_have_the_named_values() -> None:
     for key in ("identical_cap", "unboxed_first_cap", "bad_format_correction_cap"):
         line = next(line for line in TEXT.splitlines() if f"| `{key}` |" in line)
         assert float(line.split("|")[2]) == getattr(config, key)
+
+
+def waited(count: int, **facts: bool) -> float:
+    config = RewardConfig(judge="exact", shaping="rethink", style="rethinker", format_weight=0, workers=0)
+    with Judge(config) as judge:
+        text = "Alternatively " * count + (r"\boxed{1}" if facts.pop("right", True) else r"\boxed{2}")
+        return judge.judge([Response((text,), "1", ResponseFacts(**facts))])[0].total
+
+
+def test_values_of_waits() -> None:
+    names = ["right, no wait", "right, 1 or 2 waits", "right, 3, 4, 5, 6 or more waits"]
+    names += ["right, forced to rethink, whatever its waits", "wrong"]
+    names += ["invalid: did not end by itself, or says «wait» more than 5 times"]
+    assert [[float(cell) for cell in row(name)[-1].split(",")] for name in names] == [
+        [waited(0)],
+        [pytest.approx(waited(1))],
+        [pytest.approx(waited(count)) for count in (3, 4, 5, 6)],
+        [waited(4, rethought=True)],
+        [waited(1, right=False)],
+        [waited(1, finished=False)],
+    ]
+
+
+def test_every_style_and_part_is_named() -> None:
+    for name in (*STYLES, *SHAPINGS, *FLAGS):
+        assert f"`{name}`" in TEXT, name
+    for name in JUDGES:
+        assert f"`{name.removesuffix('_reference')}`" in TEXT, name

@@ -1,0 +1,52 @@
+"""Rows that no judge can judge are found before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from octopus_mcore.config.schema import Config
+from octopus_mcore.training.row_judges import validate_row_judges
+
+ROWS = [
+    {"problem": "How many?", "answer": "4", "reward_func": "acc"},
+    {"problem": "Where?", "answer": "[1, 2, 30, 40]", "reward_func": "iou"},
+]
+OCEAN = {"style": "answer_tags", "judge_key": "reward_func", "judges_by_value": {"acc": "ocean", "iou": "iou"}}
+
+
+def config(folder: Path, rows: list[dict], rewards: dict) -> Config:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"path": str(file), "image_key": None, "metadata_keys": ["reward_func"]}
+    source = {"target": "octopus_mcore.data.rows:RowSource", "options": options}
+    phase = {"kind": "rl", "steps": 1, "prompts_per_step": 2, "rewards": rewards}
+    return Config.model_validate(
+        {"run": {"name": "run"}, "model": {"path": "none"}, "data": {"train": source}, "phases": {"stage1": phase}}
+    )
+
+
+def test_rows_that_can_be_judged_pass(tmp_path):
+    validate_row_judges(config(tmp_path, ROWS, OCEAN))
+    validate_row_judges(config(tmp_path, [{**ROWS[0], "reward_func": "bleu"}], {"judge": "exact"}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"reward_func": "bleu"}, ["'reward_func'", "'bleu'", "acc, iou"]),
+        ({"reward_func": "iou"}, ["judge iou", "[x1, y1, x2, y2]", "'4'"]),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_named(tmp_path, changed, words):
+    with pytest.raises(ValueError) as error:
+        validate_row_judges(config(tmp_path, [*ROWS, {**ROWS[0], **changed}], OCEAN))
+    for word in ("data.train", "phases.stage1", "1 of 3 rows", "rows.jsonl:3", *words):
+        assert word in str(error.value), error.value
+
+
+def test_many_bad_rows_are_counted(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot judge 30 of 30 rows(.|\n)*and 10 more"):
+        validate_row_judges(config(tmp_path, [{**ROWS[0], "reward_func": "bleu"}] * 30, OCEAN))
