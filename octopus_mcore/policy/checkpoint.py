@@ -17,7 +17,7 @@ from megatron.core import dist_checkpointing
 from octopus_mcore.models.checkpoint_folder import HF_FOLDER, STATE_FILE, is_finished, read_state, write_state
 from octopus_mcore.models.hf_folder import copy_companions
 from octopus_mcore.policy.model_state import load_model_state, model_state, present, replicas, set_model_state, widen
-from octopus_mcore.policy.optimizer_state import allocate_state, load_state
+from octopus_mcore.policy.optimizer_state import allocate_state, begin_state, load_state
 from octopus_mcore.policy.policy import Policy
 from octopus_mcore.policy.residence import Part
 from octopus_mcore.runtime.world import World
@@ -38,6 +38,7 @@ def save_checkpoint(
             remove_checkpoint(path)
         path.mkdir(parents=True)
     world.barrier()
+    begin_state(policy.optimizer)
     saved = _sharded(policy, loading=False)
     widen(saved["model"])
     dist_checkpointing.save(saved, str(path))

@@ -9,6 +9,8 @@
    zeros.
 4. Loading replaces weight decay, betas and epsilon by those of the checkpoint, so that a setting changed before a resume would
    be ignored in silence.
+5. An optimizer that has made no update yet (a phase may begin with steps that train nothing) cannot be saved: over torch's own
+   Adam an assertion fails.
 
 Fused Adam keeps no per-parameter step; there the first two remedies change nothing.
 """
@@ -40,6 +42,27 @@ def allocate_state(optimizer: ChainedOptimizer) -> None:
     """
     for part in distributed_parts(optimizer):
         part._init_optimizer_states_with_dummy_values()
+
+
+def begin_state(optimizer: ChainedOptimizer) -> None:
+    """Gives an optimizer that has made no update its moments: all 0, as many steps, and weights as they are (fault 5). One that
+    has made an update is left alone."""
+    for part in distributed_parts(optimizer):
+        if part.optimizer.state:
+            continue
+        groups = part.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0  # so that weight decay, too, moves nothing
+        part._init_optimizer_states_with_dummy_values()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+            if "step" in group:
+                group["step"] = 0
+        for inner in (part.optimizer, *getattr(part.optimizer, "sub_optimizers", ())):
+            for moments in inner.state.values():
+                if "step" in moments:
+                    moments["step"].zero_()
 
 
 def keep_padding(optimizer: ChainedOptimizer) -> None:

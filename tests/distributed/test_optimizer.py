@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from octopus_mcore.config.schema import OptimizerConfig, RuntimeConfig
 from octopus_mcore.policy.checkpoint import load_checkpoint, save_checkpoint
@@ -44,6 +45,40 @@ def settings_after_resume(checkpoint: str, folder: str) -> list[tuple[float, tup
         policy.begin_phase(AFTER, with_reference=False)
         load_checkpoint(Path(folder), policy, with_optimizer=True)
         return [(group["weight_decay"], group["betas"], group["eps"]) for group in policy.optimizer.param_groups]
+
+
+def weights_after_a_late_start(checkpoint: str, folder: str) -> list[dict[str, torch.Tensor]]:
+    """Weights at first, after saving an optimizer that has made no update, and after the same update by that one, by one that
+    loaded its state, and by one that was never saved."""
+    config = config_for(checkpoint, Layout())
+
+    def weights(policy: Policy) -> dict[str, torch.Tensor]:
+        return {item.name: item.tensor.clone() for bucket in policy.weight_stream("all") for item in bucket}
+
+    def updated(policy: Policy) -> dict[str, torch.Tensor]:
+        buffer = policy.main.trained[0].buffers[0].grad_data
+        buffer.copy_(torch.linspace(-1, 1, buffer.numel()))
+        apply_update(policy.optimizer, lr=0.1)
+        return weights(policy)
+
+    with join_world(config.parallel, RuntimeConfig()) as world:
+        saved, loaded, other = (Policy(config, world, {}, BANNED) for _ in range(3))
+        for policy in (saved, loaded, other):
+            policy.begin_phase(BEFORE, with_reference=False)
+        first = weights(saved)
+        save_checkpoint(Path(folder), saved, {}, world)
+        load_checkpoint(Path(folder), loaded, with_optimizer=True)
+        return [first, weights(saved), *(updated(policy) for policy in (saved, loaded, other))]
+
+
+def test_an_optimizer_may_be_saved_before_its_first_update(pool: RankPool, tied_checkpoint: Path, tmp_path: Path) -> None:
+    """A phase may begin with steps that train nothing. Its first update is then the first one of a fresh optimizer."""
+    (results,) = pool.run(1, weights_after_a_late_start, str(tied_checkpoint), str(tmp_path / "step"))
+    first, kept, saved, loaded, other = results
+    assert all(torch.equal(first[name], kept[name]) for name in first)
+    for name, weight in other.items():
+        assert torch.equal(saved[name], weight) and torch.equal(loaded[name], weight), name
+    assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_norms_and_biases_are_not_decayed(pool: RankPool, tied_checkpoint: Path) -> None:
