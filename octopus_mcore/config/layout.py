@@ -221,6 +221,8 @@ def _check_evaluation(config: Config) -> Iterator[str]:
     for temperature in evaluation.temperatures:
         if temperature < 0:
             yield f"eval.temperatures holds {temperature:g}: a temperature is 0 (greedy) or above"
+    if evaluation.forced_text is not None and not evaluation.forced_rounds:
+        yield f"eval.forced_text={evaluation.forced_text!r} has no effect: eval.forced_rounds is 0"
     for name, phase in config.phases.items():
         if phase.eval_every and not evaluation.during_training:
             yield f"phases.{name}.eval_every={phase.eval_every} has no effect: eval.during_training is empty"

@@ -56,7 +56,8 @@ def correction_keys(config: Config, phases: bool = True) -> list[str]:
             settings.append((f"{key}.buffer.mask", phase.buffer.mask, _MASKS))
             settings.append((f"{key}.buffer.advantage", phase.buffer.advantage, _ADVANTAGES))
     keys = [f"{key}={value}" for key, value, about in settings if value in about]
-    return keys + ([f"eval.forced_rounds={config.eval.forced_rounds}"] if config.eval.forced_rounds else [])
+    forced = config.eval.forced_rounds and config.eval.forced_text is None
+    return keys + ([f"eval.forced_rounds={config.eval.forced_rounds}"] if forced else [])
 
 
 def _check_rethink(key: str, rethink: RethinkConfig, phase: RLPhaseConfig) -> Iterator[str]:

@@ -239,6 +239,9 @@ class EvalConfig(Section):
     """Response length limit; null takes `rollout.max_new_tokens`."""
     forced_rounds: int = Field(default=0, ge=0)
     """Further correction rounds: append the separator to the finished response and go on, so many times (paper §5.4)."""
+    forced_text: str | None = Field(default=None, min_length=1)
+    """Text in place of that separator, for instance "\\n\\nWait" (VL-Rethinker's forced rethinking of every response). The
+    response then counts as one attempt that goes on: its last answer is graded, wherever it stands."""
 
 
 class CheckpointConfig(Section):

@@ -79,17 +79,21 @@ class SampleProgram:
 @dataclass(frozen=True)
 class ForcedRounds:
     """Goes on behind finished responses: drops the end token, appends the separator, generates again; `rounds` times
-    (paper §5.4).
+    (paper §5.4). All are kept, whatever comes out.
 
     The separator is an `injected` span: nobody sampled it, its log-probs are NaN and not valid as behaviour. What
     follows is a `correction` span. The separator is encoded on its own, so where a tokenizer fuses `}` with the blank
     line behind it, the model reads a tokenisation that it would not write itself. Responses that ended at the length
     limit are not continued.
+
+    A round's attempt is graded by its own text, or, with `one_attempt`, by that of the whole response: behind a text like
+    «Wait» (VL-Rethinker, arXiv 2504.08837, Fig. 7) an answer that is not repeated still stands.
     """
 
     base: SampleProgram
     separator: tuple[int, ...]
     rounds: int
+    one_attempt: bool = False
 
     async def run(self, prompts: Sequence[Prompt], engine: RolloutEngine, judge: Judge, key: Key) -> list[Group]:
         """The groups after the last round."""
@@ -123,8 +127,8 @@ class ForcedRounds:
         generations = await engine.generate(requests)
         grades = judge.grade(
             [
-                Attempt(self._last_attempt(generation), groups[row].prompt.answer, judge.of(groups[row].prompt))
-                for (row, _), generation in zip(places, generations, strict=True)
+                Attempt(self._graded_text(opening, generation), groups[row].prompt.answer, judge.of(groups[row].prompt))
+                for (row, _), opening, generation in zip(places, openings, generations, strict=True)
             ]
         )
         extended = [list(group.rollouts) for group in groups]
@@ -133,8 +137,10 @@ class ForcedRounds:
             extended[row][sample] = replace(continued(opening, generation), judgement=judgement)
         return [replace(group, rollouts=tuple(rollouts)) for group, rollouts in zip(groups, extended, strict=True)]
 
-    def _last_attempt(self, generation: Generation) -> str:
+    def _graded_text(self, opening: Rollout, generation: Generation) -> str:
         """The text of the round's attempt; of the last one if the model corrected itself once more within the round."""
+        if self.one_attempt:
+            return self.base.finder.text(opening.token_ids + generation.token_ids)
         spans = self.base.finder.find(generation.token_ids, generation.version)
         return self.base.finder.attempt_texts(generation.token_ids, spans)[-1]
 

@@ -5,13 +5,14 @@ the model goes on. What comes out right takes the place of the response that it 
     └──────────────── first ────────────────┘└─ injected ─┘└─ correction ─┘
 
 Everything is done on token ids. y1 is a prefix of the ids that were sampled: where a cut falls inside a token it is made before
-that token, and nothing is encoded again. The trigger is encoded on its own; nobody sampled it, so it is never trained (the
-released program trains it, and y1 as it tokenises anew). y1 keeps the grade of the whole first response; the grade of y2 is
-that of the response as it now stands, whose last answer must be y2's own unless `own_answer` is off.
+that token, and nothing is encoded again. The trigger is encoded on its own; nobody sampled it, so it is trained only where
+`buffer.train_injected` asks for it (the released program always does, and encodes y1 anew). y1 keeps the grade of the whole
+first response; the grade of y2 is that of the response as it now stands, whose last answer must be y2's own unless `own_answer`
+is off.
 
 An attempt carries its place, opening and request through generation and judging, so no result can go to another one (the
-released program walks results and requests in different orders). Evaluations force rounds through `programs.ForcedRounds`,
-which accepts everything. What is drawn is keyed by (key, uid, sample, purpose).
+released program walks results and requests in different orders). Evaluations force rethinking through `programs.ForcedRounds`
+(`eval.forced_text`), which accepts everything. What is drawn is keyed by (key, uid, sample, purpose).
 
 Log-probs: where the temperature is not the training's, y2 comes from another distribution than the trained one. Its span is
 then not `behaviour_valid`: the loss compares with the policy's own log-probs under the weights before the step, and measures of
@@ -40,7 +41,7 @@ ATTEMPTED, ACCEPTED, REPAIRED = "rethink/attempted", "rethink/accepted", "rethin
 """Judgement parts, 1.0 or 0.0: a response was opened again; what came took its place; and that turned wrong into right. A
 refused attempt has the part `rethink/refused/<reason>` besides."""
 
-REFUSALS = ("unfinished", "invalid", "short", "wrong", "no_answer", "waits", "surplus")
+REFUSALS = ("invalid", "unfinished", "short", "no_answer", "wrong", "waits", "surplus")
 """Why an attempt was not accepted; the first reason that holds."""
 
 
@@ -139,17 +140,25 @@ class ForcedRethink:
         grades = judge.grade(texts)
         results, accepted = {}, [0] * len(groups)
         for (attempt, generation), whole, alone in zip(pairs, grades[::2], grades[1::2], strict=True):
-            rollout = groups[attempt.group].rollouts[attempt.sample]
-            refusal = self._refusal(generation, whole, alone, accepted[attempt.group])
+            grade = self._grade(whole, alone)
+            refusal = self._refusal(generation, grade, accepted[attempt.group])
             if refusal is None:
                 accepted[attempt.group] += 1
-                result = self._rethought(attempt.opening, generation, replace(whole, text=alone.text), judge)
+                result = self._rethought(attempt.opening, generation, grade, judge)
             else:
+                rollout = groups[attempt.group].rollouts[attempt.sample]
                 result = _noted(rollout, {ATTEMPTED: 1.0, f"rethink/refused/{refusal}": 1.0})
             results[attempt.group, attempt.sample] = result
         return results
 
-    def _refusal(self, generation: Generation, whole: AttemptGrade, alone: AttemptGrade, accepted: int) -> str | None:
+    def _grade(self, whole: AttemptGrade, alone: AttemptGrade) -> AttemptGrade:
+        """The grade of y2, from those of the response as it now stands and of y2's text. The whole says whether thought and
+        answer are in order; where y2 must answer itself, what y1 says besides is not taken for an answer."""
+        if not self.config.own_answer:
+            return replace(whole, text=alone.text)
+        return replace(whole, text=alone.text, answer=alone.answer, correct=whole.correct and alone.correct)
+
+    def _refusal(self, generation: Generation, grade: AttemptGrade, accepted: int) -> str | None:
         """The first of `REFUSALS` that holds, or None. `accepted` counts those of the prompt so far."""
         config = self.config
         if exclusion(self.base.finder, generation.token_ids, generation.finish_reason) is not None:
@@ -158,11 +167,11 @@ class ForcedRethink:
             return "unfinished"
         if len(generation.token_ids) < config.min_tokens:
             return "short"
-        if config.keep == "correct_only" and not whole.correct:
-            return "wrong"
-        if config.own_answer and alone.answer is None:
+        if config.own_answer and grade.answer is None:
             return "no_answer"
-        if config.max_waits is not None and 1 + wait_words(alone.text) > config.max_waits:
+        if config.keep == "correct_only" and not grade.correct:
+            return "wrong"
+        if config.max_waits is not None and 1 + wait_words(grade.text) > config.max_waits:
             return "waits"
         return "surplus" if config.max_per_query is not None and accepted >= config.max_per_query else None
 

@@ -94,7 +94,12 @@ async def evaluation_tallies(
                 stop_token_ids=processor.tokens.end_ids,
                 banned_token_ids=processor.tokens.banned,
             )
-            program = ForcedRounds(SampleProgram(finder, sampling, n=1), processor.encode(SEPARATOR), config.eval.forced_rounds)
+            program = ForcedRounds(
+                SampleProgram(finder, sampling, n=1),
+                processor.encode(config.eval.forced_text or SEPARATOR),
+                config.eval.forced_rounds,
+                one_attempt=config.eval.forced_text is not None,
+            )
             place = f"{name}/{temperature_name(temperature)}"
             rounds = await program.run_rounds(chosen, engine, judge, (config.run.seed, "evaluation", place))
             for number, groups in enumerate(rounds):

@@ -74,6 +74,12 @@ def test_recorded_rollouts_may_be_rethought_ones() -> None:
     assert found(*ALONE, f"{STAGE}.rollout.replay=runs/other") == []
 
 
+def test_a_forced_text_needs_a_round() -> None:
+    (violation,) = found("eval.forced_text=Wait")
+    assert "eval.forced_text='Wait' has no effect" in violation
+    assert found("eval.forced_text=Wait", "eval.forced_rounds=1") == []
+
+
 def test_keys_that_are_about_corrections() -> None:
     """What a tokenizer without think tokens cannot do; under forced rethinking the program makes the corrections."""
     assert correction_keys(config_with("eval.forced_rounds=2")) == [
@@ -86,6 +92,7 @@ def test_keys_that_are_about_corrections() -> None:
         "phases.stage2.buffer.mask=changed",
         "eval.forced_rounds=2",
     ]
+    assert "eval.forced_rounds=2" not in correction_keys(config_with("eval.forced_rounds=2", "eval.forced_text=Wait"))
     assert correction_keys(config_with(), phases=False) == ["rewards.shaping=self_correction"]
     plain = ("rewards.shaping=accuracy", "buffer.recombine.selection=none", "phases.stage2.buffer.mask=none")
     assert correction_keys(config_with(*plain, f"{STAGE}.buffer.mask=none")) == []

@@ -215,6 +215,25 @@ def test_a_round_that_corrects_itself_is_graded_by_its_last_attempt(processor, f
     assert group.rollouts[0].judgement.final_correct
 
 
+def test_a_forced_text_goes_on_with_the_same_attempt(processor, finder, prompts, judge):
+    """Behind «Wait» an answer need not be repeated, and every response is kept, wrong ones too (VL-Rethinker's released program
+    drops these in evaluations as in training)."""
+
+    def answer(request, sample):
+        if len(request.token_ids) == len(prompts[0].token_ids):
+            return attempt(truth_of(prompts, request) if request.images != prompts[1].images else "999"), "stop"
+        lazy = request.images in (prompts[0].images, prompts[1].images)
+        return (", it is right" if lazy else ", no, \\boxed{998}"), "stop"
+
+    base = SampleProgram(finder, SamplingParams(), n=1)
+    for whole, expected in ((True, [True, False, False, False]), (False, [False] * 4)):
+        program = ForcedRounds(base, processor.encode("\n\nWait"), rounds=1, one_attempt=whole)
+        groups = run(program, prompts, ScriptedEngine(processor, answer), judge)
+        assert [group.rollouts[0].judgement.final_correct for group in groups] == expected
+        assert [group.rollouts[0].judgement.first_correct for group in groups] == [True, False, True, True]
+        assert all(kinds(group.rollouts[0]) == ["first", "injected", "correction"] for group in groups)
+
+
 def test_invalid_stays_invalid_through_forced_rounds(processor, finder, prompts, judge):
     answers = iter([("<|vision_start|>" + attempt("1"), "stop"), (attempt("1"), "stop"), (attempt("1"), "stop")])
     program = ForcedRounds(SampleProgram(finder, SamplingParams(), n=1), processor.encode(SEPARATOR), rounds=2)

@@ -333,7 +333,8 @@ def test_what_is_drawn_depends_on_key_uid_and_sample_alone(judge):
         ("<|image_pad|>" + RIGHT, {}, "invalid"),
         (WRONG, {}, "wrong"),
         (WRONG, {"keep": "all"}, "accepted"),
-        ("never mind", {}, "wrong"),
+        ("never mind", {}, "no_answer"),
+        ("never mind", {"own_answer": False}, "wrong"),
         (RIGHT, {"min_tokens": len(encode(RIGHT)) + 1}, "accepted"),
         (RIGHT, {"min_tokens": len(encode(RIGHT)) + 2}, "short"),
         ("wait, wait a bit, alternatively " + RIGHT, {}, "accepted"),
@@ -359,6 +360,16 @@ def test_a_rethinking_must_answer_itself(judge):
         assert outcome(group.rollouts[0]) == expected
     (group,), _ = rethought(judge, [RIGHT], lazy, cut.model_copy(update=released))
     assert outcome(group.rollouts[0]) == "wrong", "the box was cut off"
+
+
+def test_what_the_first_attempt_says_besides_is_no_answer_of_the_rethinking():
+    """The style of VL-Rethinker's release takes any of several candidates: `<answer>` of y1 is right here, y2's box wrong."""
+    first, second = f"<answer>{TRUTH}</answer>", WRONG
+    with Judge(RewardConfig(style="rethinker_reference", judge="rethinker_reference", shaping="accuracy", workers=0)) as judge:
+        for own, expected in ((True, "wrong"), (False, "accepted")):
+            (group,), _ = rethought(judge, [first], second, EVERY.model_copy(update={"own_answer": own}))
+            assert outcome(group.rollouts[0]) == expected
+            assert group.rollouts[0].judgement.first_correct
 
 
 def test_a_thought_that_never_closes_has_no_answer(judge):
