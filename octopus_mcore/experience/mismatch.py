@@ -109,7 +109,7 @@ def token_weights(rollout: Rollout, config: LossConfig) -> np.ndarray | None:
     - `mask`: w = r where 1/C ≤ r ≤ C, otherwise 0 (IcePop, Ring-1T report, arXiv 2510.18855): a token on which the two differ
       that much is taken for an accident of rounding from which nothing can be learned.
 
-    r is the token's own for the losses whose gradient goes through each token (`grpo`, `gspo_token`): mismatch is a matter of
+    r is the token's own for the losses whose gradient goes through each token (all but `gspo`): mismatch is a matter of
     few tokens, a row's mean would hide them, and a row's product has a variance that grows with its length. With loss `gspo`
     every token's gradient goes through the row's one ratio, so no weight could act on a token alone; there r is the row's too,
     exp(mean of log r over its trained tokens), and w·s is GSPO's ratio towards the *engine*. It is near 1 even where tokens

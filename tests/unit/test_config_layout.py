@@ -60,10 +60,10 @@ def test_ranks_wait_longer_than_a_hanging_server_needs_to_be_replaced() -> None:
     assert found(*slow, "runtime.timeout_minutes=31", world_size=2) == []
 
 
-@pytest.mark.parametrize("kind", ["gspo", "gspo_token", "grpo"])
+@pytest.mark.parametrize("kind", ["gspo", "gspo_token", "grpo", "cispo", "reinforce"])
 @pytest.mark.parametrize("source", ["rollout.engine=embedded", "rollout.engine=sglang", "rollout.replay=runs/other"])
 def test_every_source_of_rollouts_has_the_log_probs_that_mismatch_weights_need(kind: str, source: str) -> None:
-    assert found(source, "loss.mismatch=truncate", f"loss.kind={kind}") == []
+    assert found(source, "loss.mismatch=truncate", f"loss.kind={kind}", "loss.dual_clip=null") == []
 
 
 @pytest.mark.parametrize("override", ["loss.mismatch_cap=1", "loss.mismatch=clip", "rollout.mismatch_alarm=0"])

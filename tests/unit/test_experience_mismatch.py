@@ -24,7 +24,7 @@ from octopus_mcore.runtime.seeds import numpy_generator
 
 PROMPT = Prompt("q", (1,), "?", "!")
 FIRST, SEPARATOR, CORRECTION = SpanKind.FIRST, SpanKind.SEPARATOR, SpanKind.CORRECTION
-KINDS = ("gspo", "gspo_token", "grpo")
+KINDS = ("gspo", "gspo_token", "grpo", "cispo", "reinforce")
 ANSWERS = ("truncate", "mask")
 RATIOS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12)
 
@@ -163,7 +163,7 @@ def weights_of(ratios, answer: str, kind: str = "gspo_token", cap: float = 2.0, 
     return weights.tolist()
 
 
-@pytest.mark.parametrize("kind", ["gspo_token", "grpo"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_token_weights_by_hand(kind):
     ratios = [0.25, 0.55, 1.0, 1.9, 4.0]
     assert weights_of(ratios, "truncate", kind) == pytest.approx([0.25, 0.55, 1.0, 1.9, 2.0], rel=1e-5)
@@ -219,7 +219,7 @@ def test_an_engine_that_agrees_gives_weights_of_exactly_one(log_probs, answer, k
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10_000), st.sampled_from(["gspo_token", "grpo"]))
+@given(st.integers(0, 10_000), st.sampled_from(KINDS[1:]))
 def test_weighted_tokens_of_another_engine_have_the_trainers_gradient_in_expectation(seed, kind):
     """What the weights are for, by summing over a whole vocabulary: tokens drawn by the engine, weighted, give the expected
     gradient of tokens drawn by the trainer's policy; unweighted they do not."""

@@ -223,18 +223,17 @@ def test_cispo_with_a_lower_bound() -> None:
 
 
 def test_reinforce_plus_plus() -> None:
-    """REINFORCE++ (arXiv 2501.03262): PPO's clipped loss over all tokens with A_i = (r_i − mean) / std over the whole batch."""
-    hand = -0.25 * 2.7 + 0.75 * 2.0 + 0.25 * 1.25 + 0.75 * 4.8 + 0.75 * 1.1 - 2.25 * 3.4
-    config = LossConfig(**CLIP, aggregation="token_mean")
-    check(config, mode_gives("batch", BATCH), hand / math.sqrt(1.375) / 12, mean_over_tokens(clipped(0.2, 0.2)))
+    """REINFORCE++ (arXiv 2501.03262): PPO's clipped loss, the mean over each response's tokens, with A_i = (r_i − mean) / std
+    over the whole batch. Its KL, inside the reward, is left out."""
+    hand = -0.25 * 2.7 / 3 + 0.75 * 2.0 / 2 + 0.25 * 1.25 + 0.75 * 4.8 / 2 + 0.75 * 1.1 - 2.25 * 3.4 / 3
+    check(LossConfig(**CLIP), mode_gives("batch", BATCH), hand / math.sqrt(1.375) / 6, grpo_rows)
 
 
 def test_reinforce_plus_plus_baseline() -> None:
     """REINFORCE++-baseline (ibid.): the group's mean off, then divided by the deviation over the batch."""
-    hand = -0.5 * 2.7 + 0.5 * 2.0 + 0 + 4.8 + 1.1 - 2 * 3.4
-    config = LossConfig(**CLIP, aggregation="token_mean")
+    hand = -0.5 * 2.7 / 3 + 0.5 * 2.0 / 2 + 0 + 4.8 / 2 + 1.1 - 2 * 3.4 / 3
     advantages = mode_gives("group_then_batch", GROUP_THEN_BATCH)
-    check(config, advantages, hand / math.sqrt(1.3) / 12, mean_over_tokens(clipped(0.2, 0.2)))
+    check(LossConfig(**CLIP), advantages, hand / math.sqrt(1.3) / 6, grpo_rows)
 
 
 def test_rloo() -> None:
