@@ -1,6 +1,6 @@
 """Selective sample replay: rollouts without an advantage teach nothing, so those that have one are drawn in their place.
 
-VL-Rethinker (arXiv 2504.08837 §3.2 and §4; docs/method.md §9). The unit is the single rollout, over all groups of the step;
+VL-Rethinker (arXiv 2504.08837 §3.2 and §4; docs/method.md, «Selective sample replay»). The unit is the single rollout, over all groups of the step;
 advantages are those of the step that generated it. A rollout that was drawn k times is not copied: its signal says so
 (`TrainingSignal.draws`), the trainer makes k rows of it, and their prefix tree computes them once. So a group keeps all its
 rollouts in their places, drawn or not.
@@ -123,7 +123,8 @@ def _draw_among(
 
 @dataclass(frozen=True)
 class Kept:
-    """A rollout in the pool: its prompt, its place in its group, the number of the step that generated it, and its |A|."""
+    """A rollout in the pool: its prompt, its place in the group of the step that generated it (of no meaning later), the number
+    of that step, and its |A|."""
 
     prompt: Prompt
     index: int
@@ -193,7 +194,7 @@ class Replay:
         return dict(self._metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, and the pool as groups with the places that their rollouts had."""
+        """The number of steps, and the pool as groups of rollouts of one prompt and step, the oldest first."""
         return {"steps": self._steps, "pool": [_as_group(born, members) for born, members in _by_prompt(self._pool)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,7 +209,7 @@ class Replay:
         self._pool = deque(
             Kept(entry["group"].prompt, index, rollout, entry["born"], advantage_size(rollout))
             for entry in state["pool"]
-            for index, rollout in zip(entry["indices"], entry["group"].rollouts, strict=True)
+            for index, rollout in enumerate(entry["group"].rollouts)
         )
 
     def _take_in(self, groups: Sequence[Group], places: Sequence[Place], sizes: np.ndarray) -> None:
@@ -287,8 +288,7 @@ def _by_prompt(pool: Sequence[Kept]) -> Iterator[tuple[int, list[Kept]]]:
 
 
 def _as_group(born: int, members: Sequence[Kept]) -> dict[str, Any]:
-    group = Group(members[0].prompt, tuple(kept.rollout for kept in members))
-    return {"born": born, "indices": [kept.index for kept in members], "group": group}
+    return {"born": born, "group": Group(members[0].prompt, tuple(kept.rollout for kept in members))}
 
 
 def _replayed(drawn: Sequence[tuple[Kept, int]]) -> list[Group]:

@@ -29,6 +29,8 @@ def test_a_group_survives_the_journal_bit_by_bit(labels, floats, with_signal, me
     first = group.rollouts[0]
     odd = np.resize(np.array(floats, dtype=np.float32), len(first.token_ids))
     old = np.where(np.arange(len(odd)) % 3 == 0, np.nan, odd[::-1]).astype(np.float32) if measured else None
+    if with_signal:
+        first = replace(first, signal=replace(first.signal, draws=len(floats), kept=measured))
     group = replace(group, rollouts=(replace(first, log_probs=odd, old_log_probs=old), *group.rollouts[1:]))
     assert same_group(decode_group(encode_group(group)), group)
 

@@ -296,7 +296,7 @@ def test_the_pool_is_bounded_in_rollouts_and_in_age(max_age):
         stage.observe(measured(groups))
         alive = [born for born, count in enumerate([3, 1, 0, 0, 8]) if step - max_age <= born <= step for _ in range(count)]
         pool = stage.state_dict()["pool"]
-        assert [entry["born"] - 1 for entry in pool for _ in entry["indices"]] == alive[-5:]
+        assert [entry["born"] - 1 for entry in pool for _ in entry["group"].rollouts] == alive[-5:]
 
 
 def test_rollouts_that_nobody_measured_are_refused():
