@@ -47,7 +47,8 @@ class ReplayConfig(Section):
     positive_reward: float = 0.95
     """What a well-rewarded rollout's reward is above."""
     capacity: int | None = Field(default=None, ge=1)
-    """`persistent`: most rollouts in the pool, the oldest leave first; null is as many as leave the buffer in that step."""
+    """`persistent`: most rollouts in the pool, the oldest leave first; null is as many as rows left in the
+    largest step."""
     max_age: int | None = Field(default=None, ge=1)
     """`persistent`: after so many steps a rollout leaves the pool; null sets no limit."""
 

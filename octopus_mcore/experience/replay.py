@@ -1,6 +1,6 @@
 """Selective sample replay: rollouts without an advantage teach nothing, so those that have one are drawn in their place.
 
-VL-Rethinker (arXiv 2504.08837 §3.2 and §4; docs/method.md, «Selective sample replay»). The unit is the single rollout, over all groups of the step;
+VL-Rethinker (arXiv 2504.08837 §3.2 and §4; docs/method.md §12). The unit is the single rollout, over all groups of the step;
 advantages are those of the step that generated it. A rollout that was drawn k times is not copied: its signal says so
 (`TrainingSignal.draws`), the trainer makes k rows of it, and their prefix tree computes them once. So a group keeps all its
 rollouts in their places, drawn or not.
@@ -147,6 +147,7 @@ class Replay:
     def __init__(self, config: ReplayConfig):
         self._config = config
         self._steps = 0
+        self._largest = 0
         self._pool: deque[Kept] = deque()
         self._metrics: dict[str, float] = {}
 
@@ -194,8 +195,13 @@ class Replay:
         return dict(self._metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, and the pool as groups of rollouts of one prompt and step, the oldest first."""
-        return {"steps": self._steps, "pool": [_as_group(born, members) for born, members in _by_prompt(self._pool)]}
+        """The number of steps, most rows that one of them left, and the pool as groups of rollouts of one prompt and step, the
+        oldest first."""
+        return {
+            "steps": self._steps,
+            "largest": self._largest,
+            "pool": [_as_group(born, members) for born, members in _by_prompt(self._pool)],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave.
@@ -203,9 +209,9 @@ class Replay:
         Raises:
             ValueError: the checkpoint's state is of another stage.
         """
-        if set(state) != {"steps", "pool"}:
-            raise ValueError(f"the replay stage's state has the keys steps and pool, the checkpoint's {sorted(state)}")
-        self._steps = state["steps"]
+        if set(state) != {"steps", "largest", "pool"}:
+            raise ValueError(f"the replay stage's state has the keys steps, largest and pool, the checkpoint's {sorted(state)}")
+        self._steps, self._largest = state["steps"], state["largest"]
         self._pool = deque(
             Kept(entry["group"].prompt, index, rollout, entry["born"], advantage_size(rollout))
             for entry in state["pool"]
@@ -223,7 +229,8 @@ class Replay:
             if size:
                 group = groups[number]
                 self._pool.append(Kept(group.prompt, index, group.rollouts[index], self._steps, size))
-        capacity = self._config.capacity or rows_to_leave(len(sizes), self._config)
+        self._largest = max(self._largest, rows_to_leave(len(sizes), self._config))
+        capacity = self._config.capacity or self._largest
         oldest = self._steps - (self._config.max_age or self._steps)
         while self._pool and (len(self._pool) > capacity or self._pool[0].born < oldest):
             self._pool.popleft()

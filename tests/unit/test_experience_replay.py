@@ -135,12 +135,14 @@ def test_a_filtered_batch_is_full_of_rollouts_with_an_advantage(data):
 
 def released_persistent(steps: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """(own draws, draws from the deque, its length) for each step, variant (b) transcribed, where the deque is as long as half
-    of that step's samples. Where it is empty, the released loop has no end."""
+    of the largest step's samples (the released one of the first's). Where it is empty, the released loop has no end."""
     keep: deque[int] = deque()
+    longest = 0
     found = []
     for number, (total, nonzero, positives) in enumerate(steps):
         keep.extend([number] * nonzero)
-        while len(keep) > total // 2:
+        longest = max(longest, total // 2)
+        while len(keep) > longest:
             keep.popleft()
         n = total // 2
         selected = min(nonzero + min(positives, int(0.1 * nonzero)), n)
@@ -312,6 +314,14 @@ def test_a_prompt_that_comes_again_under_its_uid_is_refused():
     stage.observe(measured(stage(groups, StageContext(0, 0))))
     with pytest.raises(ValueError, match="'one prompt 0' comes again"):
         stage(groups, StageContext(0, 1))
+
+
+def test_a_small_step_does_not_empty_the_pool():
+    """Dynamic sampling may leave a step few groups, or none."""
+    stage = Replay(config("persistent"))
+    for step, advantages in enumerate([[1.0] * 8, [], [0.0] * 4]):
+        stage.observe(measured(stage(grouped(f"{step}", advantages), StageContext(0, step))))
+    assert stage.metrics()["replay/pool"] == 4 and stage.metrics()["replay/replayed"] == 2
 
 
 # -- in the buffer ----------------------------------------
