@@ -57,12 +57,10 @@ class ReplayConfig(Section):
         """Whether rows are drawn."""
         return self.mode != "none"
 
-    @property
-    def share(self) -> float:
-        """Rows that leave, as a share of the step's rollouts."""
-        if self.out_fraction is not None:
-            return self.out_fraction
-        return 1.0 if self.mode == "filter" else 0.5
+    def rows_of(self, rollouts: int) -> int:
+        """Rows that leave the buffer in a step of so many rollouts."""
+        share = (1.0 if self.mode == "filter" else 0.5) if self.out_fraction is None else self.out_fraction
+        return int(share * rollouts)
 
 
 class BufferConfig(Section):

@@ -150,14 +150,16 @@ def _learning(phase: SFTPhaseConfig | RLPhaseConfig) -> str:
 
 
 def _rl_batch(config: Config, phase: RLPhaseConfig, data_size: int) -> Iterator[str]:
-    recombine, n = phase.buffer.recombine, phase.rollout.n
+    recombine, replay, n = phase.buffer.recombine, phase.buffer.replay, phase.rollout.n
     group = recombine.target if recombine.enabled else n
     prompts, row = phase.prompts_per_step, longest_row(config, phase)
     rows, per_update = prompts * group, prompts / phase.updates_per_step
     made = f", recombined ({recombine.selection}) to {rows} rows" if recombine.enabled else ""
+    rows = replay.rows_of(rows) if replay.enabled else rows
+    made += f", of which replay ({replay.mode}) draws {rows} rows" if replay.enabled else ""
     yield f"per step: {prompts} prompts × {n} = {prompts * n} rollouts{made}"
     yield (
-        f"per update ({phase.updates_per_step} a step): {per_update:g} groups = {per_update * group:g} rows, "
+        f"per update ({phase.updates_per_step} a step): {per_update:g} groups = {rows / phase.updates_per_step:g} rows, "
         f"{_share(per_update, data_size)} groups on each of {data_size} DP ranks"
     )
     yield (

@@ -71,7 +71,7 @@ def choose_within(sizes: np.ndarray, rewards: np.ndarray, config: ReplayConfig, 
     with one, and where these are fewer than N // 2, at most up to N // 2 in all. Where none has an advantage, N are drawn from
     all: an update without gradient.
     """
-    wanted = rows_to_leave(len(sizes), config)
+    wanted = config.rows_of(len(sizes))
     active, positives = _active(sizes), _positives(sizes, rewards, config, rng)
     if not len(active):
         return draw(sizes, wanted, config, rng)
@@ -84,21 +84,16 @@ def choose_within(sizes: np.ndarray, rewards: np.ndarray, config: ReplayConfig, 
 def choose_filtered(sizes: np.ndarray, rewards: np.ndarray, config: ReplayConfig, rng: np.random.Generator) -> np.ndarray:
     """Mode `filter`: rollouts with an advantage fill the batch, uniformly; int64 [rollouts]. None where none has one."""
     uniform = config.model_copy(update={"alpha": 0.0})
-    return _draw_among(_active(sizes), rows_to_leave(len(sizes), config), sizes, uniform, rng)
+    return _draw_among(_active(sizes), config.rows_of(len(sizes)), sizes, uniform, rng)
 
 
 def choose_current(sizes: np.ndarray, rewards: np.ndarray, config: ReplayConfig, rng: np.random.Generator) -> np.ndarray:
     """Mode `persistent`, the step's own part: as many draws as there are rollouts with an advantage, and admitted positives,
     but at most the rows that leave; the pool gives the rest. int64 [rollouts]."""
-    wanted, active = rows_to_leave(len(sizes), config), rng.permutation(_active(sizes))
+    wanted, active = config.rows_of(len(sizes)), rng.permutation(_active(sizes))
     admitted = _positives(sizes, rewards, config, rng)[: int(config.zero_advantage_positives * len(active))]
     among = np.concatenate([active, admitted])[:wanted]
     return _draw_among(among, len(among), sizes, config, rng)
-
-
-def rows_to_leave(count: int, config: ReplayConfig) -> int:
-    """Rows that leave the buffer in a step of `count` rollouts."""
-    return int(config.share * count)
 
 
 CHOICES = {"rollout": choose_within, "filter": choose_filtered, "persistent": choose_current}
@@ -169,7 +164,7 @@ class Replay:
         earlier: list[tuple[Kept, int]] = []
         if self._config.mode == "persistent":
             self._take_in(groups, places, sizes)
-            earlier = self._from_pool(rows_to_leave(len(sizes), self._config) - int(own.sum()), groups, draws, rng)
+            earlier = self._from_pool(self._config.rows_of(len(sizes)) - int(own.sum()), groups, draws, rng)
         self._metrics = self._count(sizes, draws, earlier)
         kept = {(kept.prompt.uid, kept.index) for kept in self._pool if kept.born == self._steps}
         current = [_marked(number, group, draws, kept) for number, group in enumerate(groups)]
@@ -229,7 +224,7 @@ class Replay:
             if size:
                 group = groups[number]
                 self._pool.append(Kept(group.prompt, index, group.rollouts[index], self._steps, size))
-        self._largest = max(self._largest, rows_to_leave(len(sizes), self._config))
+        self._largest = max(self._largest, self._config.rows_of(len(sizes)))
         capacity = self._config.capacity or self._largest
         oldest = self._steps - (self._config.max_age or self._steps)
         while self._pool and (len(self._pool) > capacity or self._pool[0].born < oldest):

@@ -48,6 +48,14 @@ def test_the_description_says_what_a_loss_left_open(tmp_path: Path) -> None:
     assert "loss grpo (constant of 48 tokens, no KL, entropy bonus 0.01)" in describe(write(tmp_path), loss).text
 
 
+def test_the_description_counts_the_rows_that_replay_draws(tmp_path: Path) -> None:
+    text = describe(write(tmp_path), ["phases.stage1.buffer.replay.mode=rollout"]).text
+    assert "recombined (paper) to 128 rows, of which replay (rollout) draws 64 rows" in text
+    assert "4 groups = 32 rows" in text
+    text = describe(write(tmp_path), ["buffer.recombine.selection=none", "phases.stage1.buffer.replay.mode=filter"]).text
+    assert "8 prompts × 4 = 32 rollouts, of which replay (filter) draws 32 rows" in text
+
+
 def test_schema_and_arithmetic_violations_come_together(tmp_path: Path) -> None:
     content = tree() | {"batch": {"max_tokens": 3}}
     description = describe(write(tmp_path, content), ["phases.stage1.updates_per_step=3"], world_size=5)
