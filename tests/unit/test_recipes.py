@@ -82,7 +82,7 @@ VALUES = {
     ("dr_grpo", "paper"): {"stage1.buffer.advantage": "group_mean", "stage1.loss.aggregation": "constant"},
     ("gspo", "paper"): {"stage1.loss.clip_low": 3e-4, "stage1.loss.clip_high": 4e-4, "stage1.optimizer.warmup_steps": 10},
     ("gspo", "reference"): {"stage1.optimizer.warmup_steps": 5},
-    ("cispo", "paper"): {"stage1.loss.kind": "cispo", "stage1.loss.clip_low": 1.0, "stage1.loss.dual_clip": None},
+    ("cispo", "paper"): {"stage1.loss.kind": "cispo", "stage1.loss.clip_low": 1.0, "stage1.loss.clip_high": 4.0},
     ("reinforce_pp", "paper"): {"stage1.buffer.advantage": "batch", "stage1.rollout.n": 1},
     ("rloo", "paper"): {"stage1.buffer.advantage": "leave_one_out", "stage1.loss.length_constant": 1},
     ("ppo_clip", "paper"): {"stage1.loss.kind": "grpo", "stage1.loss.clip_low": 0.2, "stage1.loss.clip_high": 0.2},
