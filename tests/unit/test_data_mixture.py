@@ -66,10 +66,11 @@ def test_equal_parts_draw_on_their_own(files):
     assert set(rows[:5]) != set(rows[5:])
 
 
-def test_seven_percent_of_a_hundred_are_seven(tmp_path):
-    file = tmp_path / "hundred.jsonl"
-    file.write_text('{"problem": "p", "answer": 1}\n' * 100)
-    assert [len(MixtureSource([part(file, f"random:{share}%")])) for share in (7, 14, 28, 55, 29)] == [7, 14, 28, 55, 29]
+def test_shares_of_whole_rows_are_not_rounded_up(tmp_path):
+    """In floating point, 16.1 % of 1,000 is a little more than 161."""
+    file = tmp_path / "thousand.jsonl"
+    file.write_text('{"problem": "p", "answer": 1}\n' * 1000)
+    assert [len(MixtureSource([part(file, f"random:{share}%")])) for share in (16.1, 32.7, 7, 16.11)] == [161, 327, 70, 162]
 
 
 def test_epochs_shuffle_over_all_parts(files):
