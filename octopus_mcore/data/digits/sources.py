@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from octopus_mcore.data.digits import task
 from octopus_mcore.data.digits.task import DigitSplit, Way
 from octopus_mcore.data.rows import Row
@@ -13,10 +15,18 @@ class DigitsSource:
     """A `PromptSource`: row `index` of a seed is a picture drawn from the generator keyed by (seed, index, split).
 
     `split` chooses the scans, `noise` is the standard deviation of the pixel noise, `digits` the number of digits (≥ 2). `seed`
-    fixes the sequence whatever seed the loop passes: evaluation sets name one, so that every run sees the same pictures.
+    fixes the sequence whatever seed the loop passes: evaluation sets name one, so that every run sees the same pictures. Every
+    row also has the fields of `metadata`, for judges that rows choose (`rewards.judge_key`).
     """
 
-    def __init__(self, split: DigitSplit = "train", noise: float = 0.12, digits: int = 3, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        split: DigitSplit = "train",
+        noise: float = 0.12,
+        digits: int = 3,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         if digits < 2:
             raise ValueError(f"digits is {digits}: the question needs at least two digits")
         if noise < 0:
@@ -25,6 +35,7 @@ class DigitsSource:
         self.noise = noise
         self.digits = digits
         self.seed = seed
+        self.metadata = dict(metadata or {})
         self._bank = task.digit_bank(split)
 
     def rows(self, start: int, count: int, seed: int) -> list[Row]:
@@ -39,7 +50,7 @@ class DigitsSource:
             question=task.question(self.digits),
             answer=str(task.value(digits)),
             images=(picture,),
-            metadata={"digits": list(digits)},
+            metadata={"digits": list(digits), **self.metadata},
         )
 
 
