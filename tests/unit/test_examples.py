@@ -137,7 +137,7 @@ def test_rethinker_has_the_hyperparameters_of_paper_and_script(folders):
     for phase in (first, second):
         rows = phase.prompts_per_step * phase.rollout.n
         assert (phase.prompts_per_step, rows) == (1024, 8192)
-        assert rows * phase.buffer.replay.share / phase.updates_per_step == 512, "responses in an update"
+        assert phase.buffer.replay.rows_of(rows) / phase.updates_per_step == 512, "responses in an update"
         assert (phase.loss.clip_low, phase.loss.clip_high, phase.loss.kl_coefficient) == (0.2, 0.35, 0.0)
         optimizer = phase.optimizer
         assert (optimizer.lr, optimizer.min_lr, optimizer.decay) == (1e-6, 5e-7, "cosine")

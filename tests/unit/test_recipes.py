@@ -80,7 +80,7 @@ VALUES = {
         "stage1.buffer.nll": "none",
         "stage1.prompts_per_step": 1024,
         "stage1.updates_per_step": 8,
-        "stage2.buffer.replay.share": 0.5,
+        "stage2.buffer.replay.out_fraction": 0.5,
         "stage2.rollout.rethink.attempt_share": 0.65,
         "stage2.rollout.rethink.own_answer": True,
         "stage2.buffer.nll": "correction",
