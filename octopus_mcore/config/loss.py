@@ -38,6 +38,17 @@ class LossConfig(Section):
     """Estimator of KL(policy ‖ reference), after Schulman's note."""
     nll_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the NLL term: mean −log π over the tokens that `buffer.nll` marks in the global mini-batch (VL-Rethinker)."""
+    splice: Literal["none", "drop", "truncate"] = "none"
+    """Weights of recombined rollouts' policy loss by ρ̄, how likely a correction's tokens are behind the new first attempt
+    against the one they were sampled behind (geometric mean of the tokens' ratios): `drop` 1 where ρ̄ is at least the bound and
+    0 below, `truncate` min(ρ̄, bound). Both measure these rollouts and their parents in a pass before the first update."""
+    splice_bound: float | None = Field(default=None, gt=0)
+    """The bound of ρ̄. With `truncate`, 1 lets no splice weigh more than a sampled rollout."""
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    """Averages the policy loss as trainers do that have no divisor for the whole mini-batch: within chunks of so many
+    consecutive trained rows, and then over chunks. `token_mean` takes the mean of the chunks' token means (verl, OpenRLHF),
+    `sequence_mean` the chunks' row means weighted by their trained tokens (EasyR1). It changes what the loss is, and depends
+    neither on our own micro-batches nor on ranks; null divides by the mini-batch's own counts."""
     mismatch: Literal["none", "truncate", "mask"] = "none"
     """Weights against the mismatch of engine and trainer, on the policy loss of each token, from r = π_old / π_engine:
     `truncate` min(r, cap), `mask` r within [1/cap, cap] and 0 outside. `none` suits float32, where both agree. Corrections of

@@ -1,10 +1,15 @@
-"""How plausible a recombined correction is behind its new first attempt: the likelihood ratio ρ of every splice."""
+"""How plausible a recombined correction is behind its new first attempt: the likelihood ratio ρ of every splice, and the weight
+that the loss may give it for that."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.experience.types import Group, Rollout, Span, SpanKind
+
+LOG_RATIO_BOUND = 20.0
+"""Mean log-ratios are clamped to ±this before `exp`; far outside any bound, it averts overflow."""
 
 
 def splice_log_ratios(group: Group) -> np.ndarray:
@@ -40,6 +45,35 @@ def _log_prob(rollout: Rollout, span: Span) -> float:
     if rollout.old_log_probs is None:
         return np.nan
     return float(np.sum(rollout.old_log_probs[span.start : span.end], dtype=np.float64))
+
+
+def splice_weights(group: Group, config: LossConfig) -> np.ndarray:
+    """The weight of each synthesised rollout's policy loss, float64 [synthesised], in group order; NaN where ρ is not known.
+
+    With ρ̄ = exp(log ρ / tokens of the correction), the geometric mean of the tokens' ratios, and B = `loss.splice_bound`:
+
+    - `drop`: 1 where ρ̄ ≥ B, else 0;
+    - `truncate`: min(ρ̄, B).
+
+    o2ⱼ was sampled behind o1ⱼ and is trained as if behind o1ᵢ. The weight that makes expectations right is ρ, for all tokens of
+    the row: also what a trained o1ᵢ earns depends on the o2 that follows it. But ρ is a product over hundreds of tokens, 0 or
+    huge where few of them differ; its root takes its place, as in GSPO's ratio (arXiv 2507.18071), and is truncated from above,
+    as importance weights are.
+    """
+    lengths = [len(r.span(SpanKind.CORRECTION) or ()) for r in group.rollouts if r.synthesised]
+    means = splice_log_ratios(group) / np.maximum(lengths, 1)
+    ratios = np.exp(means.clip(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+    if config.splice == "truncate":
+        return np.minimum(ratios, config.splice_bound)
+    return np.where(np.isnan(ratios), np.nan, ratios >= config.splice_bound)
+
+
+def splice_weight_metrics(weights: np.ndarray, config: LossConfig) -> dict[str, float]:
+    """Of the splices that updates train: their mean weight, and the share that is dropped; empty without any."""
+    if not len(weights):
+        return {}
+    dropped = {"splice/dropped": float((weights == 0).mean())} if config.splice == "drop" else {}
+    return {"splice/weight_mean": float(weights.mean()), **dropped}
 
 
 def splice_metrics(ratios: np.ndarray) -> dict[str, float]:

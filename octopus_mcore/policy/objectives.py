@@ -58,13 +58,15 @@ class RowSignal:
     `old_log_probs` are the policy's before the step, or of the policy that generated a replayed row (float32 [response], read
     where `policy_mask` is set), or None where the update itself measures them, being the first to run on these weights.
     `reference_log_probs` are read where the KL mask is set and may be None where it is empty. `weigh` makes the weights that
-    multiply the policy loss of each token; either all rows of a mini-batch have it or none.
+    multiply the policy loss of each token; either all rows of a mini-batch have it or none. `weight` multiplies the policy loss
+    of the whole row besides.
     """
 
     signal: TrainingSignal
     old_log_probs: np.ndarray | None
     reference_log_probs: np.ndarray | None = None
     weigh: Weigh | None = None
+    weight: float = 1.0
 
 
 class PolicyObjective:
@@ -83,7 +85,7 @@ class PolicyObjective:
     def __init__(self, config: LossConfig, signals: Sequence[RowSignal], denominators: Denominators | None = None) -> None:
         self.config = config
         self.signals = signals
-        self._weighted = _all_or_none([row.weigh for row in signals], "weights")
+        self._weighted = _all_or_none([row.weigh for row in signals], "weights") or any(row.weight != 1 for row in signals)
         self.selections = [read_tokens(row.signal, config) for row in signals]
         """Per row the response tokens whose log-prob the loss reads, bool [response]."""
         computed = signal_denominators(row.signal for row in signals)
@@ -172,10 +174,13 @@ class PolicyObjective:
         weights = []
         for number in numbers:
             row, old = self.signals[number], self.signals[number].old_log_probs
+            if row.weigh is None:
+                weights.append(np.full(len(self.selections[number]), row.weight, dtype=np.float32))
+                continue
             if old is None:
                 old = np.full(len(self.selections[number]), np.nan, dtype=np.float32)
                 old[self.selections[number]] = measured[number]
-            weights.append(row.weigh(old))
+            weights.append(row.weigh(old) * np.float32(row.weight))
         return weights
 
 

@@ -18,9 +18,10 @@ from itertools import accumulate
 import numpy as np
 
 from octopus_mcore.config.loss import LossConfig
-from octopus_mcore.experience.types import Group, Rollout, TrainingSignal
+from octopus_mcore.experience.types import Group, Rollout, Span, SpanKind, TrainingSignal
 from octopus_mcore.policy.denominators import Denominators
 from octopus_mcore.policy.objectives import read_tokens, signal_denominators
+from octopus_mcore.policy.row_weights import chunk_weights
 from octopus_mcore.policy.rows import Row, row_of
 
 Place = tuple[int, int]
@@ -37,6 +38,8 @@ class NeededRow:
     signal: TrainingSignal
     selection: np.ndarray
     """Tokens that the loss reads, bool [response of the row]."""
+    weight: float = 1.0
+    """Of its policy loss: its place in a chunk of `loss.micro_batch_rows`."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,29 @@ def parts_of(groups: Sequence[Group], count: int, loss: LossConfig) -> list[Upda
     bounds = _bounds(groups, count)
     parts = []
     for start, end in zip(bounds, bounds[1:], strict=False):
-        counts = signal_denominators(
-            rollout.signal for group in groups[start:end] for rollout in group.rollouts for _ in range(rollout.signal.draws)
-        )
-        if counts.trained_tokens:
-            parts.append(
-                UpdatePart(counts, tuple(row for number in range(start, end) for row in _needed(number, groups, loss)))
-            )
+        part = _part(range(start, end), groups, loss)
+        if part.denominators.trained_tokens:
+            parts.append(part)
     return parts
+
+
+def _part(numbers: range, groups: Sequence[Group], loss: LossConfig) -> UpdatePart:
+    """The update of the groups with these numbers."""
+    places = [
+        (number, index)
+        for number in numbers
+        for index, rollout in enumerate(groups[number].rollouts)
+        for _ in range(rollout.signal.draws)
+    ]
+    signals = [groups[number].rollouts[index].signal for number, index in places]
+    weights = chunk_weights([int(np.count_nonzero(signal.policy_mask)) for signal in signals], loss)
+    rows = {place: _needed_row(place, groups, loss) for place in dict.fromkeys(places)}
+    needed = (
+        replace(row, weight=float(weight))
+        for place, weight in zip(places, weights, strict=True)
+        if (row := rows[place]) is not None
+    )
+    return UpdatePart(signal_denominators(signals), tuple(needed))
 
 
 def kept_rows(groups: Sequence[Group], loss: LossConfig) -> list[NeededRow]:
@@ -74,6 +92,21 @@ def kept_rows(groups: Sequence[Group], loss: LossConfig) -> list[NeededRow]:
     return [row for place in places if (row := _needed_row(place, groups, loss)) is not None]
 
 
+def splice_rows(groups: Sequence[Group], parts: Sequence[UpdatePart], loss: LossConfig) -> list[NeededRow]:
+    """Splices that updates train, and the natives whose corrections they carry, with the corrections among what is read. A
+    native that was recombined with itself is no splice: nothing changed its context."""
+    rows: dict[Place, NeededRow] = {}
+    for need in (need for part in parts for need in part.needed):
+        pair = need.rollout.provenance
+        if pair is None or pair.first == pair.correction or not need.signal.policy_mask.any():
+            continue
+        for place in (need.place, (need.place[0], pair.correction)):
+            if place not in rows:
+                correction = groups[place[0]].rollouts[place[1]].span(SpanKind.CORRECTION)
+                rows[place] = _needed_row(place, groups, loss, correction)
+    return list(rows.values())
+
+
 def _bounds(groups: Sequence[Group], count: int) -> list[int]:
     """Where parts begin and end. Groups are of one size unless rows were drawn: then they hold from none to many."""
     draws = [[rollout.signal.draws for rollout in group.rollouts] for group in groups]
@@ -83,22 +116,17 @@ def _bounds(groups: Sequence[Group], count: int) -> list[int]:
     return [0, *(bisect_right(ends, total * part // count) for part in range(1, count + 1))]
 
 
-def _needed(number: int, groups: Sequence[Group], loss: LossConfig) -> list[NeededRow]:
-    """The rows of one group that are computed."""
-    rows: list[NeededRow] = []
-    for index, rollout in enumerate(groups[number].rollouts):
-        if rollout.signal.draws and (row := _needed_row((number, index), groups, loss)) is not None:
-            rows += [row] * rollout.signal.draws
-    return rows
-
-
-def _needed_row(place: Place, groups: Sequence[Group], loss: LossConfig) -> NeededRow | None:
-    """The row of a rollout as far as the loss would read it; None where it reads nothing."""
+def _needed_row(place: Place, groups: Sequence[Group], loss: LossConfig, also: Span | None = None) -> NeededRow | None:
+    """The row of a rollout as far as the loss, or somebody who wants this span too, would read it; None where nobody reads
+    anything."""
     group, rollout = groups[place[0]], groups[place[0]].rollouts[place[1]]
     signal = rollout.signal
     teaches = loss.entropy_coefficient > 0 or bool(signal.advantages[signal.policy_mask].any())
     teaching = replace(signal, policy_mask=signal.policy_mask & teaches)
     selection = read_tokens(teaching, loss)
+    if also is not None:
+        selection = selection.copy()
+        selection[also.start : also.end] = True
     if not selection.any():
         return None
     end = int(np.flatnonzero(selection)[-1]) + 1

@@ -25,12 +25,12 @@ from octopus_mcore.experience.mismatch import (
     token_weights,
     weight_metrics,
 )
-from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
+from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics, splice_weight_metrics, splice_weights
 from octopus_mcore.experience.types import Group, Rollout
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row, row_of
-from octopus_mcore.training.needed import NeededRow, Place, UpdatePart, kept_rows, parts_of
+from octopus_mcore.training.needed import NeededRow, Place, UpdatePart, kept_rows, parts_of, splice_rows
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """One step: the buffer's groups, the mini-batches of its updates, metrics of what is computed, and the old log-probs of
-    rollouts that no update reads but a buffer stage keeps, float32 [response of the row], NaN where the loss would not read."""
+    """One step: the buffer's groups, the mini-batches of its updates, metrics of what is computed, and the old log-probs that
+    were measured before the updates, float32 [response of the row], NaN where nobody reads them."""
 
     groups: tuple[Group, ...]
     mini_batches: tuple[MiniBatch, ...]
     metrics: dict[str, float]
-    kept: Mapping[Place, np.ndarray] = field(default_factory=dict)
+    before: Mapping[Place, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,20 @@ def row_batch(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> 
     loss, temperature = phase.loss.with_length(phase.rollout.max_new_tokens), phase.rollout.temperature
     parts = parts_of(groups, phase.updates_per_step, loss)
     replayed = _replayed([need for part in parts for need in part.needed])
-    later = {need.place: need for part in parts[1:] for need in part.needed if need.place not in replayed}
-    kept = {need.place: need for need in kept_rows(groups, loss)}
-    before = [*later.values(), *kept.values()]
-    old = _old_log_probs(policy, before, temperature) | replayed
+    later = [need for part in parts[1:] for need in part.needed if need.place not in replayed]
+    splices = splice_rows(groups, parts, loss) if loss.splice != "none" else []
+    before = {need.place: need for need in (*later, *kept_rows(groups, loss), *splices)}
+    old = _old_log_probs(policy, list(before.values()), temperature)
+    weights = _splice_weights(groups, old, splices, loss)
     firsts = _first_attempts(groups, parts) if loss.kl_coefficient > 0 else []
     reference = _reference_log_probs(policy, firsts, temperature)
-    mini_batches = tuple(_mini_batch(part, old, reference, loss) for part in parts)
+    mini_batches = tuple(_mini_batch(part, old | replayed, reference, weights, loss) for part in parts)
     metrics = _work_metrics(groups, parts) | {
-        "batch/old_tokens": _tokens(need.row for need in before),
+        "batch/old_tokens": _tokens(need.row for need in before.values()),
         "batch/reference_tokens": _tokens(first.row for first in firsts),
+        **splice_weight_metrics(np.array(list(weights.values())), loss),
     }
-    return RowBatch(tuple(groups), mini_batches, metrics if groups else {}, {place: old[place] for place in kept})
+    return RowBatch(tuple(groups), mini_batches, metrics if groups else {}, old)
 
 
 def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLPhaseConfig) -> MeasuredGroups:
@@ -94,18 +96,13 @@ def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLP
 
     Replayed rollouts keep their old log-probs, which say nothing of this step: its metrics are over the others.
     """
-    old = dict(batch.kept)
+    old = dict(batch.before)
     for mini_batch, report in zip(batch.mini_batches, reports, strict=True):
         objective = mini_batch.objective
         for index, (place, chosen) in enumerate(zip(mini_batch.places, objective.selections, strict=True)):
-            known = objective.signals[index].old_log_probs
-            old[place] = _spread(report.log_probs[index], chosen) if known is None else known
-    for place in _stored(batch.groups):
-        old.pop(place, None)
-    fresh = [
-        replace(group, rollouts=tuple(_with_old(r, old.get((number, i))) for i, r in enumerate(group.rollouts)))
-        for number, group in enumerate(batch.groups)
-    ]
+            if objective.signals[index].old_log_probs is None:
+                old[place] = _spread(report.log_probs[index], chosen)
+    fresh = [_with_measured(group, number, old) for number, group in enumerate(batch.groups)]
     groups = tuple(map(_with_stored, fresh, batch.groups))
     ratios = np.concatenate([np.zeros(0), *(splice_log_ratios(group) for group in fresh)])
     mismatch, threshold, alarm = mismatch_metrics(fresh, phase.loss.mismatch_cap), phase.rollout.mismatch_alarm, None
@@ -116,14 +113,19 @@ def measured_groups(batch: RowBatch, reports: Sequence[UpdateReport], phase: RLP
 
 
 def _mini_batch(
-    part: UpdatePart, old: Mapping[Place, np.ndarray], reference: Mapping[Place, np.ndarray], loss: LossConfig
+    part: UpdatePart,
+    old: Mapping[Place, np.ndarray],
+    reference: Mapping[Place, np.ndarray],
+    weights: Mapping[Place, float],
+    loss: LossConfig,
 ) -> MiniBatch:
     signals = [
         RowSignal(
             need.signal,
-            old.get(need.place),
+            None if need.place not in old else old[need.place][: len(need.selection)],
             reference.get(need.place),
             None if loss.mismatch == "none" else partial(_weights, need.rollout, loss),
+            need.weight * weights.get(need.place, 1.0),
         )
         for need in part.needed
     ]
@@ -136,9 +138,21 @@ def _weights(rollout: Rollout, loss: LossConfig, old: np.ndarray) -> np.ndarray:
     return token_weights(_with_old(rollout, old), loss)[: len(old)]
 
 
-def _stored(groups: Sequence[Group]) -> list[Place]:
-    """The places of rollouts that came with old log-probs."""
-    return [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group.rollouts) if r.old_log_probs is not None]
+def _splice_weights(
+    groups: Sequence[Group], old: Mapping[Place, np.ndarray], splices: Sequence[NeededRow], loss: LossConfig
+) -> dict[Place, float]:
+    """`splice_weights` of the splices among these rows, by place."""
+    weights: dict[Place, float] = {}
+    for number in sorted({need.place[0] for need in splices}):
+        group = _with_measured(groups[number], number, old)
+        places = ((number, index) for index, rollout in enumerate(group.rollouts) if rollout.synthesised)
+        weights |= dict(zip(places, splice_weights(group, loss).tolist(), strict=True))
+    return {need.place: weights[need.place] for need in splices if need.place in weights}
+
+
+def _with_measured(group: Group, number: int, old: Mapping[Place, np.ndarray]) -> Group:
+    """The group of this number with the old log-probs that are known, and none elsewhere."""
+    return replace(group, rollouts=tuple(_with_old(r, old.get((number, i))) for i, r in enumerate(group.rollouts)))
 
 
 def _with_stored(measured: Group, given: Group) -> Group:

@@ -27,10 +27,21 @@ TEMPERATURE = 0.7
 RATE = 0.1
 LOSSES = {
     "one update, stage I": (1, LossConfig(kl_coefficient=0.3, nll_coefficient=0.2, mismatch="truncate", mismatch_cap=1.2)),
-    "two updates": (2, LossConfig(kind="grpo", clip_low=0.001, clip_high=0.001, mismatch="mask", mismatch_cap=1.5)),
+    "two updates": (
+        2,
+        LossConfig(
+            kind="grpo",
+            clip_low=0.001,
+            clip_high=0.001,
+            mismatch="mask",
+            mismatch_cap=1.5,
+            splice="truncate",
+            splice_bound=1.0,
+        ),
+    ),
     "one update of sequence ratios": (
         1,
-        LossConfig(kind="gspo", aggregation="token_mean", mismatch="truncate", mismatch_cap=1.01),
+        LossConfig(kind="gspo", aggregation="token_mean", mismatch="truncate", mismatch_cap=1.01, micro_batch_rows=4),
     ),
     "nothing to learn": (1, LossConfig(mismatch="truncate")),
     "nothing but the KL term": (1, LossConfig(kl_coefficient=0.3)),
@@ -131,16 +142,59 @@ def _economical(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -
         reports.append(policy.update(part.rows, part.objective, TEMPERATURE, RATE))
         step.add(reports[-1])
         if reports[-1].log_probs:
-            step.again.append(all(np.array_equal(*pair) for pair in zip(before, in_order(reports[-1]), strict=True)))
+            step.again.append(all(np.array_equal(before[i], values) for i, values in reports[-1].log_probs.items()))
     measured = measured_groups(batch, reports, phase)
     step.old = {(g, i): r.old_log_probs for g, group in enumerate(measured.groups) for i, r in enumerate(group.rollouts)}
     step.metrics = {**batch.metrics, **measured.metrics}
     return step
 
 
-def in_order(report: UpdateReport) -> list[np.ndarray]:
-    """The log-probs of an update that measured all its rows."""
-    return [report.log_probs[number] for number in range(len(report.log_probs))]
+def read_with_splices(groups: Sequence[Group], loss: LossConfig) -> dict[tuple[int, int], np.ndarray]:
+    """Of every rollout the tokens that a step reads, bool [response]: those of the loss, and where splices are weighed, the
+    corrections of trained splices and of their parents."""
+    read = {}
+    for g, group in enumerate(groups):
+        for i, rollout in enumerate(group.rollouts):
+            signal = rollout.signal
+            tokens = signal.policy_mask & bool(signal.advantages.any())
+            if loss.kl_coefficient > 0:
+                tokens |= signal.kl_mask
+            if loss.nll_coefficient > 0 and signal.nll_mask is not None:
+                tokens |= signal.nll_mask
+            read[g, i] = tokens
+    for g, group in enumerate(groups) if loss.splice != "none" else ():
+        for i, rollout in enumerate(group.rollouts):
+            if rollout.synthesised and rollout.signal.advantages.any():
+                for place in (i, rollout.provenance.correction):
+                    read[g, place] |= _correction(group.rollouts[place])
+    return read
+
+
+def _correction(rollout: Rollout) -> np.ndarray:
+    places = np.arange(len(rollout.token_ids))
+    return np.any([(s.start <= places) & (places < s.end) for s in rollout.spans if s.kind == SpanKind.CORRECTION], axis=0)
+
+
+def _row_weights(groups: Sequence[Group], chosen: Sequence[tuple[int, int]], old: dict, loss: LossConfig) -> list[float]:
+    """The weight of each of an update's rows, written out: min(ρ̄, bound) of splices, and chunks of four rows whose token means
+    count alike."""
+    weights = []
+    for g, i in chosen:
+        rollout, weight = groups[g].rollouts[i], 1.0
+        if loss.splice == "truncate" and rollout.synthesised:
+            parent = rollout.provenance.correction
+            here, there = (old[g, place][_correction(groups[g].rollouts[place])] for place in (i, parent))
+            weight = min(float(np.exp((here.astype(np.float64) - there).mean())), loss.splice_bound)
+        weights.append(weight)
+    if loss.micro_batch_rows is None:
+        return weights
+    tokens = [int(groups[g].rollouts[i].signal.policy_mask.sum()) for g, i in chosen]
+    assert all(tokens) and loss.aggregation == "token_mean"
+    chunks = [range(start, min(start + loss.micro_batch_rows, len(tokens))) for start in range(0, len(tokens), 4)]
+    for chunk in chunks:
+        for number in chunk:
+            weights[number] *= sum(tokens) / len(chunks) / sum(tokens[other] for other in chunk)
+    return weights
 
 
 def _exhaustive(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -> Step:
@@ -156,10 +210,10 @@ def _exhaustive(policy: Policy, groups: Sequence[Group], phase: RLPhaseConfig) -
     for part in range(count):
         chosen = [place for place in places if place[0] * count // len(groups) == part]
         signals = []
-        for place in chosen:
+        for place, weight in zip(chosen, _row_weights(groups, chosen, old, phase.loss), strict=True):
             weights = token_weights(replace(rollouts[place], old_log_probs=old[place]), phase.loss)
             weigh = None if weights is None else lambda _, weights=weights: weights
-            signals.append(RowSignal(rollouts[place].signal, old[place], reference[place], weigh))
+            signals.append(RowSignal(rollouts[place].signal, old[place], reference[place], weigh, weight))
         objective = PolicyObjective(phase.loss, signals)
         step.add(policy.update([rows[place] for place in chosen], objective, TEMPERATURE, RATE))
     step.old = old

@@ -10,7 +10,7 @@ import torch
 
 from tests.distributed.layout_checks import Layout
 from tests.distributed.pool import RankPool
-from tests.distributed.reuse_checks import LOSSES, Step, groups_of, steps
+from tests.distributed.reuse_checks import LOSSES, Step, groups_of, read_with_splices, steps
 
 FEW_ROWS = 80
 """Tokens of a micro-batch: several of them in each update."""
@@ -64,19 +64,15 @@ def test_what_was_measured_is_what_a_pass_of_its_own_measures(
         found = rank[name]
         assert found.again == ([] if name == "nothing to learn" else [True])
         assert found.old.keys() == exhaustive[name].old.keys()
-        for (g, i), old in found.old.items():
-            signal = groups[g].rollouts[i].signal
-            read = signal.policy_mask & bool(signal.advantages.any())
-            if loss.kl_coefficient > 0:
-                read |= signal.kl_mask
-            if loss.nll_coefficient > 0 and signal.nll_mask is not None:
-                read |= signal.nll_mask
-            if not read.any():
+        read = read_with_splices(groups, loss)
+        for place, old in found.old.items():
+            if not read[place].any():
                 assert old is None
                 continue
-            np.testing.assert_array_equal(np.isnan(old), ~read)
-            np.testing.assert_allclose(old[read], exhaustive[name].old[g, i][read], atol=1e-5, rtol=0)
-        assert found.metrics["train/skipped_rows"] == np.mean([old is None for old in found.old.values()])
+            np.testing.assert_array_equal(np.isnan(old), ~read[place])
+            np.testing.assert_allclose(old[read[place]], exhaustive[name].old[place][read[place]], atol=1e-5, rtol=0)
+        alone = read_with_splices(groups, loss.model_copy(update={"splice": "none"}))
+        assert found.metrics["train/skipped_rows"] == np.mean([not tokens.any() for tokens in alone.values()])
     assert (updates == 1) == (economical[0][name].metrics["batch/old_tokens"] == 0)
 
 
@@ -89,8 +85,9 @@ def test_an_update_of_no_rows_still_moves_by_momentum(economical: list[dict[str,
     assert any(not torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
 
 
-def test_the_comparison_means_something(exhaustive: dict[str, Step]) -> None:
-    """Gradients and weights against mismatch are not zero, some tokens are clipped, and some rows are left out."""
+def test_the_comparison_means_something(economical: list[dict[str, Step]], exhaustive: dict[str, Step]) -> None:
+    """Gradients and weights are not zero, some tokens are clipped, some rows are left out, some splices weigh less than 1."""
+    assert 0 < economical[0]["two updates"].metrics["splice/weight_mean"] < 0.999
     for name in ("one update, stage I", "two updates", "one update of sequence ratios"):
         assert min(exhaustive[name].norms) > 1e-3
     second = exhaustive["two updates"].means[1]

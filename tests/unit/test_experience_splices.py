@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octopus_mcore.config.buffer import RecombineConfig
+from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.experience.recombine import recombine
-from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics
+from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics, splice_weight_metrics, splice_weights
 from octopus_mcore.experience.types import Group, Rollout, SpanKind
 from octopus_mcore.runtime.seeds import key_bits
 from tests.experience_groups import group_of, pair_judgement
@@ -141,3 +142,53 @@ def test_metrics_of_known_ratios():
             "splice/unmeasured": 0.0,
         }
     )
+
+
+# -- weights ----------------------------------------
+
+
+def shifted(group: Group, shifts: list[float]) -> Group:
+    """Log-probs of −1 on every token of natives; of a splice's, −1 and the shift that is its turn."""
+    rollouts, turn = [], iter(shifts)
+    for rollout in group.rollouts:
+        old = np.full(len(rollout.token_ids), -1 + (next(turn) if rollout.synthesised else 0), dtype=np.float32)
+        rollouts.append(replace(rollout, old_log_probs=old))
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def test_weights_by_hand():
+    """ρ̄ of e^0.2 = 1.2214, e^−0.2 = 0.8187 and e^−1 = 0.3679, whatever the length of the correction."""
+    group = shifted(recombined(["wc", "cc", "cw"], 6), [0.2, -0.2, -1.0])
+    for kind, bound, expected in [
+        ("drop", 0.5, [1, 1, 0]),
+        ("drop", 0.9, [1, 0, 0]),
+        ("truncate", 1.0, [1, 0.8187, 0.3679]),
+        ("truncate", 1.1, [1.1, 0.8187, 0.3679]),
+        ("truncate", 0.5, [0.5, 0.5, 0.3679]),
+    ]:
+        weights = splice_weights(group, LossConfig(splice=kind, splice_bound=bound))
+        np.testing.assert_allclose(weights, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["drop", "truncate"])
+def test_a_weight_of_what_was_not_measured_is_not_known(kind):
+    group = shifted(recombined(["wc", "cw"], 4), [0.0, -9.0])
+    spliced = [number for number, rollout in enumerate(group.rollouts) if rollout.synthesised]
+    rollouts = list(group.rollouts)
+    rollouts[spliced[0]] = replace(rollouts[spliced[0]], old_log_probs=None)
+    weights = splice_weights(replace(group, rollouts=tuple(rollouts)), LossConfig(splice=kind, splice_bound=0.5))
+    assert np.isnan(weights[0]) and weights[1] < 0.01
+
+
+def test_ratios_without_bounds_do_not_overflow():
+    group = shifted(recombined(["wc", "cw"], 4), [500.0, -500.0])
+    weights = splice_weights(group, LossConfig(splice="truncate", splice_bound=3.0))
+    assert weights[0] == 3 and 0 < weights[1] < 1e-8
+
+
+def test_metrics_of_weights():
+    weights = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
+    drop = LossConfig(splice="drop", splice_bound=0.5)
+    assert splice_weight_metrics(weights, drop) == {"splice/weight_mean": 0.6, "splice/dropped": 0.4}
+    assert splice_weight_metrics(weights, LossConfig(splice="truncate", splice_bound=1)) == {"splice/weight_mean": 0.6}
+    assert splice_weight_metrics(weights[:0], drop) == {}

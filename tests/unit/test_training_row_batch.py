@@ -22,6 +22,7 @@ from octopus_mcore.experience.stages import StageContext
 from octopus_mcore.experience.types import Group, Prompt, Rollout, SpanKind
 from octopus_mcore.policy.denominators import count_denominators
 from octopus_mcore.policy.policy import UpdateReport
+from octopus_mcore.policy.row_weights import chunk_weights
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.training.row_batch import MeasuredGroups, RowBatch, measured_groups, row_batch, update_metrics
 from tests.experience_groups import group_of, pair_judgement, same_group
@@ -582,6 +583,128 @@ def test_splices_of_groups_without_advantage_are_counted_as_unmeasured():
     alone = stepped(groups[:1], phase_of()).metrics
     assert everything["splice/unmeasured"] == 0 and part["splice/unmeasured"] == 2
     assert {key: part[key] for key in alone if "log_rho" in key} == {key: alone[key] for key in alone if "log_rho" in key}
+
+
+# -- weights of rows ----------------------------------------
+
+
+def weighing(phase: RLPhaseConfig, **loss) -> RLPhaseConfig:
+    return phase.model_copy(update={"loss": phase.loss.model_copy(update=loss)})
+
+
+def mean_ratio(group: Group, rollout: Rollout) -> float:
+    """ρ̄ of a splice under the fake policy, token by token."""
+    pair = rollout.provenance
+    head, tail = group.natives[pair.first], group.natives[pair.correction]
+    prompt, start = group.prompt.token_ids, tail.span(SpanKind.CORRECTION).start
+    context = head.token_ids[: head.span(SpanKind.CORRECTION).start]
+    there, here = np.array(prompt + tail.token_ids), np.array(prompt + context + tail.token_ids[start:])
+    behind, tokens = len(prompt + context), len(tail.token_ids) - start
+    return float(
+        np.exp(
+            np.mean(
+                [
+                    float(log_prob(here, behind + i, False)) - float(log_prob(there, len(prompt) + start + i, False))
+                    for i in range(tokens)
+                ]
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize(("mask", "kl"), [("none", 0.0), ("first", 0.0), ("changed", 0.0), ("first", 0.1)])
+@pytest.mark.parametrize(("splice", "bound"), [("drop", 1.0), ("truncate", 1.0)])
+def test_splices_weigh_what_their_correction_is_likely_behind_the_new_first_attempt(splice, bound, mask, kl, updates):
+    """Also where the parent has no advantage and is computed up to its KL tokens, or not at all; natives weigh 1, and the loss
+    reads what it read."""
+    plain = phase_of(mask, kl, updates=updates)
+    phase = weighing(plain, splice=splice, splice_bound=bound)
+    groups = [silenced(group, {0, 2}) for group in buffered([["wc", "cw", "cc", "c"], ["ww", "wc", "w"]], phase)]
+    policy = FakePolicy()
+    batch = row_batch(policy, groups, phase)
+    weights, expected = [], []
+    for _, (g, i), _row, signal in computed(batch):
+        rollout = groups[g].rollouts[i]
+        if rollout.synthesised and signal.signal.policy_mask.any():
+            ratio = mean_ratio(groups[g], rollout)
+            expected.append(float(ratio >= bound) if splice == "drop" else min(ratio, bound))
+            weights.append(signal.weight)
+            assert signal.old_log_probs is not None
+        if signal.old_log_probs is not None:
+            assert len(signal.old_log_probs) == len(signal.signal.policy_mask)
+        else:
+            assert signal.weight == 1
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert len(weights) > 4 and 0 < np.mean(weights) < 1
+    assert batch.metrics["splice/weight_mean"] == pytest.approx(np.mean(weights))
+    assert batch.metrics.get("splice/dropped") == (np.mean(np.array(weights) == 0) if splice == "drop" else None)
+    without = row_batch(FakePolicy(), groups, plain)
+    for part, other in zip(batch.mini_batches, without.mini_batches, strict=True):
+        assert part.objective.denominators == other.objective.denominators, "dropped rows count"
+        assert part.places == other.places
+        for ours, theirs in zip(part.objective.selections, other.objective.selections, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert all(signal.weight == 1 for *_, signal in computed(without))
+    assert not any(key.startswith("splice/") for key in without.metrics)
+
+
+def test_weighing_splices_measures_them_and_their_parents_before_and_nothing_else():
+    phase = weighing(phase_of("none", 0.0), splice="drop", splice_bound=0.5)
+    (group,) = buffered([["wc", "cw", "cc", "c"]], phase)
+    group, policy = silenced(group, {0, 1}), FakePolicy()
+    batch = row_batch(policy, [group], phase)
+    before = policy.asked(reference=False)
+    spliced = [i for i, r in enumerate(group.rollouts) if r.synthesised]
+    parents = {group.rollouts[i].provenance.correction for i in spliced}
+    assert len(before) == len(spliced) + len(parents) and 3 not in parents
+    assert batch.metrics["batch/old_tokens"] == sum(len(row) for row, _ in before)
+    report = policy.update(batch.mini_batches[0].rows, batch.mini_batches[0].objective)
+    places = batch.mini_batches[0].places
+    assert [places[number] for number in report.log_probs] == [(0, i) for i in (2, 3) if i not in parents]
+    measured = measured_groups(batch, [report], phase)
+    for i, rollout in enumerate(measured.groups[0].rollouts):
+        chosen = read(group.rollouts[i], 0.0)
+        if i in parents:
+            span = rollout.span(SpanKind.CORRECTION)
+            chosen[span.start : span.end] = True
+        np.testing.assert_array_equal(rollout.measured_mask(), chosen)
+        if chosen.any():
+            expected = expected_log_probs(group.prompt, rollout, chosen, reference=False)
+            np.testing.assert_array_equal(rollout.old_log_probs, expected)
+    assert measured.metrics["splice/unmeasured"] == 0
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_rows_weigh_by_their_chunk_of_all_trained_rows_of_the_update(aggregation, updates):
+    """Rows without advantage are not computed, but stand in their chunk."""
+    phase = weighing(phase_of("first", 0.0, updates=updates), aggregation=aggregation, micro_batch_rows=3)
+    groups = [silenced(group, {1, 4}) for group in buffered([["wc", "cw", "c"], ["cc", "w", "ww", "wc"]], phase)]
+    batch = row_batch(FakePolicy(), groups, phase)
+    found = {place: signal.weight for _, place, _, signal in computed(batch)}
+    for part in np.array_split(np.arange(2), updates):
+        places = [(g, i) for g in part for i in range(len(groups[g].rollouts))]
+        tokens = [int(groups[g].rollouts[i].signal.policy_mask.sum()) for g, i in places]
+        weights = dict(zip(places, chunk_weights(tokens, phase.loss), strict=True))
+        for place in places:
+            silent = place[1] in (1, 4)
+            assert (place not in found) == silent
+            assert silent or found[place] == pytest.approx(weights[place])
+    assert len(set(found.values())) > 2
+
+
+def test_a_rollout_that_is_drawn_twice_stands_in_two_places_of_the_chunks():
+    phase = weighing(phase_of("none", 0.0), aggregation="token_mean", micro_batch_rows=2)
+    (group,) = buffered([["wc", "c", "w"]], phase)
+    draws = [2, 1] + [0] * (len(group.rollouts) - 2)
+    rollouts = [replace(r, signal=replace(r.signal, draws=times)) for r, times in zip(group.rollouts, draws, strict=True)]
+    rollouts = [replace(r, signal=replace(r.signal, advantages=r.signal.advantages * 0 + 1)) for r in rollouts]
+    batch = row_batch(FakePolicy(), [replace(group, rollouts=tuple(rollouts))], phase)
+    lengths = [len(group.rollouts[i].token_ids) for i in (0, 0, 1)]
+    (part,) = batch.mini_batches
+    assert part.places == ((0, 0), (0, 0), (0, 1))
+    assert [signal.weight for signal in part.objective.signals] == pytest.approx(chunk_weights(lengths, phase.loss).tolist())
 
 
 def with_engine(group: Group, error: float) -> Group:
