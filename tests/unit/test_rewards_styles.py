@@ -7,6 +7,7 @@ import pytest
 from octopus_mcore.config.rewards import RewardConfig, StyleName
 from octopus_mcore.rewards.judge import Judge, Response
 from octopus_mcore.rewards.styles import STYLES
+from octopus_mcore.rewards.tags import blocks
 
 TAGS = "<think>t</think><answer>4</answer>"
 BOX = '<think>t</think><answer>{"bbox": [1, 2, 30, 40]}</answer>'
@@ -199,3 +200,18 @@ def test_no_response_takes_long_to_read(style, filler):
     for text in (filler * (60_000 // len(filler)), "<think>t</think><answer>" + filler * (60_000 // len(filler)) + "</answer>"):
         chosen.answers(text), chosen.formatted(text, judge), chosen.truth(text), chosen.split(text)
     assert time.thread_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<a>1</a> <a>2</a>", ["1", "2"]),
+        ("<a>1<a>2</a>3</a>", ["1<a>2"]),
+        ("<a></a>", [""]),
+        ("</a><a>1", []),
+        ("<a>1</a><a>2", ["1"]),
+        ("<b>1</b>", []),
+    ],
+)
+def test_blocks_do_not_overlap(text, found):
+    assert blocks(text, "a") == found
