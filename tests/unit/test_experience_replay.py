@@ -163,6 +163,21 @@ def test_the_persistent_sizes(steps):
         stage.observe(measured(given_back))
 
 
+def test_the_persistent_sizes_by_hand():
+    """16 samples a step, 8 rows leave. 3 with an advantage: 3 own draws, and of 5 from the pool of these 3 each once and two
+    more. 10 of them: 8 own draws (10 + 1 admitted, at most 8), and the pool keeps the last 8. None: all 8 from the pool."""
+    stage = Replay(config("persistent"))
+    found = []
+    for step, active in enumerate([3, 10, 0]):
+        groups = stage(grouped(f"{step}", [1.0] * active + [0.0] * (16 - active), size=16), StageContext(0, step))
+        stage.observe(measured(groups))
+        (own,) = (group for group in groups if group.prompt.uid.startswith(f"{step}"))
+        draws = [rollout.signal.draws for rollout in own.rollouts]
+        found.append((sum(draws), stage.metrics()["replay/replayed"], stage.metrics()["replay/pool"]))
+        assert step or min(draws[:3]) >= 1 and not any(draws[3:])
+    assert found == [(8, 0, 3), (8, 0, 8), (0, 8, 8)]
+
+
 # -- probabilities ----------------------------------------
 
 

@@ -498,6 +498,31 @@ def test_a_rollout_that_was_drawn_k_times_is_k_rows(draws):
     assert batch.metrics == copies.metrics
 
 
+def test_splices_find_their_parents_whichever_replay_drew():
+    """Groups keep all rollouts; a ratio is known where splice and parent were both drawn."""
+    phase = phase_of("none", 0.0)
+    plain = BufferConfig(mask="none", recombine=RecombineConfig(target=7))
+    replaying = plain.model_copy(update={"replay": ReplayConfig(mode="rollout")})
+    labels = [["wc", "cw", "cc"], ["ww", "wc", "w"]] * 3
+    sampled = [group_of(each, f"question-{number}") for number, each in enumerate(labels)]
+    whole, part = (
+        stepped(build_buffer(config, 10**6, pair_judgement)(sampled, StageContext(0, 0)).groups, phase).groups
+        for config in (plain, replaying)
+    )
+    known = unknown = 0
+    for group, expected in zip(part, whole, strict=True):
+        splices = [rollout for rollout in group.rollouts if rollout.synthesised]
+        for splice, ratio, full in zip(splices, splice_log_ratios(group), splice_log_ratios(expected), strict=True):
+            parent = group.rollouts[splice.provenance.correction]
+            if splice.signal.draws and parent.signal.draws:
+                assert ratio == full or (np.isnan(ratio) and np.isnan(full))
+                known += 1
+            else:
+                assert np.isnan(ratio)
+                unknown += 1
+    assert known and unknown
+
+
 def test_updates_have_equal_numbers_of_drawn_rows():
     """Of groups, where none was drawn; these would be 1, 0, 6 and 1 rows."""
     phase = phase_of("none", 0.0, updates=2)
