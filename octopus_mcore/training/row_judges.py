@@ -10,6 +10,7 @@ from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.config.schema import Config
 from octopus_mcore.data.rows import PromptSource
 from octopus_mcore.rewards.rows import asks_rows, row_judge
+from octopus_mcore.training.session import prompt_seed
 
 _CHUNK = 256
 _LISTED = 20
@@ -26,7 +27,7 @@ def validate_row_judges(config: Config) -> None:
             continue
         key, plugin = source_of(config, name, phase)
         source = load_plugin(plugin, key)
-        if hasattr(source, "__len__") and (problems := list(_problems(source, phase.rewards, config.run.seed))):
+        if hasattr(source, "__len__") and (problems := list(_problems(source, phase.rewards, prompt_seed(config, key)))):
             listed = "\n".join(problems[:_LISTED])
             more = f"\n… and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
             raise ValueError(f"{key}: phases.{name} cannot judge {len(problems)} of {len(source)} rows:\n{listed}{more}")

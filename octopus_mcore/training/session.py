@@ -81,7 +81,7 @@ class Session:
         """
         prompts: list[Prompt] = []
         skipped = in_a_row = 0
-        seed = key_bits(self.config.run.seed, "prompts", *([] if key == SHARED_SOURCE else [key])) >> 1
+        seed = prompt_seed(self.config, key)
         restore_images(self.state, source, seed, self.processor)
         while len(prompts) < count:
             wanted = count - len(prompts)
@@ -211,6 +211,11 @@ class Session:
 def _unmeasured(rollout: Rollout) -> Rollout:
     """As the engine gave it: what the recording run's trainer measured is of another policy."""
     return replace(rollout, old_log_probs=None)
+
+
+def prompt_seed(config: Config, key: str) -> int:
+    """The seed by which the loop asks the prompt source with this configuration key for rows."""
+    return key_bits(config.run.seed, "prompts", *([] if key == SHARED_SOURCE else [key])) >> 1
 
 
 @contextmanager

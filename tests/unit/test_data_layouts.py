@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 from PIL import Image
 
 from octopus_mcore.data.pass_rates import keeps, read_pass_rates
@@ -82,6 +84,11 @@ def test_virl39k(virl39k):
     assert sorted(row.uid for row in virl(virl39k, shuffle=True).rows(0, 4, 7)) == sorted(row.uid for row in rows[:4])
     everything = virl(virl39k, pass_rates=[])
     assert len(everything) == 8 and everything.notes == () and everything.rows(7, 1, 0)[0].images == ()
+
+
+def test_the_rule_of_the_documentation_is_this_one():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0]) == {"pass_rates": VIRL_RATES}
 
 
 def test_rows_that_are_left_out_are_not_checked(virl39k):

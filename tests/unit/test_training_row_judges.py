@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from octopus_mcore.config.schema import Config
+from octopus_mcore.config.section import PluginConfig
+from octopus_mcore.data.mixture import MixtureSource
 from octopus_mcore.training.row_judges import validate_row_judges
+from octopus_mcore.training.session import prompt_seed
 
 ROWS = [
     {"problem": "How many?", "answer": "4", "reward_func": "acc"},
@@ -50,3 +54,18 @@ def test_a_row_that_cannot_be_judged_is_named(tmp_path, changed, words):
 def test_many_bad_rows_are_counted(tmp_path):
     with pytest.raises(ValueError, match=r"cannot judge 30 of 30 rows(.|\n)*and 10 more"):
         validate_row_judges(config(tmp_path, [{**ROWS[0], "reward_func": "bleu"}] * 30, OCEAN))
+
+
+def test_of_a_mixture_the_rows_are_checked_that_training_will_draw(tmp_path):
+    given = config(tmp_path, [ROWS[0], {**ROWS[0], "reward_func": "bleu"}], OCEAN)
+    part = {**given.data.train.options, "take": "random:1"}
+    mixture = PluginConfig(target="octopus_mcore.data.mixture:MixtureSource", options={"parts": [part]})
+    found = []
+    for seed in range(12):
+        run, data = given.run.model_copy(update={"seed": seed}), given.data.model_copy(update={"train": mixture})
+        seeded = given.model_copy(update={"run": run, "data": data})
+        bad = MixtureSource([part]).rows(0, 1, prompt_seed(seeded, "data.train"))[0].metadata["reward_func"] == "bleu"
+        with pytest.raises(ValueError, match="cannot judge 1 of 1 rows") if bad else nullcontext():
+            validate_row_judges(seeded)
+        found.append(bad)
+    assert len(set(found)) == 2
