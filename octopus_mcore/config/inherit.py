@@ -1,7 +1,8 @@
 """What a configuration takes from other files: the file that it extends, and the packaged recipe that it follows.
 
 `extends: other.yaml` lays the file over another one (path relative to the file itself; that one may extend a third). A phase or
-an evaluation set that is given as null is left out, and a plug-in given with its `target` replaces the other file's whole.
+an evaluation set that is given as null is left out, and a plug-in given with its `target` replaces the other file's whole. Phases
+run in the order of the extended file, new ones behind them; a file that names all of them gives its own order.
 
 `recipe: <name>` lays everything over `octopus_mcore/recipes/<name>.yaml`: its part `common`, and over that its part `paper` or
 `reference`, whichever `compat` says. The two parts are the differences between what was published and what the released program
@@ -56,7 +57,15 @@ def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
         for keyed in ("phases", "sets"):
             if isinstance(place, dict) and isinstance(place.get(keyed), dict):
                 place[keyed] = {name: value for name, value in place[keyed].items() if value is not None}
+    if all(isinstance(tree.get("phases"), dict) for tree in (base, over, merged)):
+        merged["phases"] = _in_order(merged["phases"], base["phases"], over["phases"])
     return merged
+
+
+def _in_order(phases: Mapping[str, Any], base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The phases in the order in which they run: that of `over` if it names them all, else that of `base`, new ones last."""
+    first = over if phases.keys() <= over.keys() else base
+    return {name: phases[name] for name in (*first, *phases) if name in phases}
 
 
 def _without_replaced_plugins(base: Any, over: Any) -> Any:

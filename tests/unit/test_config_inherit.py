@@ -59,6 +59,23 @@ def test_phases_and_evaluation_sets_that_are_null_are_left_out(tmp_path: Path) -
     assert read_extended(top) == {"phases": {"b": {"k": 2}}, "eval": {"sets": {"x": {}}}, "model": {"p": None}}
 
 
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [
+        ({"b": {"k": 5}}, ["a", "b", "c"]),
+        ({"a": {"k": 5}, "d": {"k": 4}}, ["a", "b", "c", "d"]),
+        ({"b": None, "d": {"k": 4}, "a": {"k": 5}}, ["a", "c", "d"]),
+        ({"d": {"k": 4}, "c": {"k": 3}, "b": {"k": 2}, "a": None}, ["d", "c", "b"]),
+    ],
+)
+def test_an_extended_files_phases_keep_their_order_unless_all_are_named_again(
+    tmp_path: Path, given: dict[str, Any], order: list[str]
+) -> None:
+    put(tmp_path, "base.yaml", {"phases": {"a": {"k": 1}, "b": {"k": 2}, "c": {"k": 3}}})
+    top = put(tmp_path, "top.yaml", {"extends": "base.yaml", "phases": given})
+    assert list(read_extended(top)["phases"]) == order
+
+
 def test_a_plug_in_replaces_the_other_files_whole_and_its_options_alone_are_merged(tmp_path: Path) -> None:
     put(
         tmp_path,
