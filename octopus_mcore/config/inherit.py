@@ -1,8 +1,8 @@
 """What a configuration takes from other files: the file that it extends, and the packaged recipe that it follows.
 
 `extends: other.yaml` lays the file over another one (path relative to the file itself; that one may extend a third). A phase or
-an evaluation set that is given as null is left out, and a plug-in given with its `target` replaces the other file's whole. Phases
-run in the order of the extended file, new ones behind them; a file that names all of them gives its own order.
+an evaluation set that is given as null is left out, and a plug-in given with its `target` replaces the other file's whole.
+Phases run in the order of the extended file, new ones behind them; a file that names all of them gives its own order.
 
 `recipe: <name>` lays everything over `octopus_mcore/recipes/<name>.yaml`: its part `common`, and over that its part `paper` or
 `reference`, whichever `compat` says. The two parts are the differences between what was published and what the released program
