@@ -117,32 +117,21 @@ class PolicyObjective:
             entropy=entropy,
             weights=flat(self._weights(numbers, measured), torch.float32) if self._weighted else None,
         )
-        loss = loss / self._divisor
-        losses = {"policy_loss": loss}
+        losses = {"policy_loss": loss / self._divisor}
         if self.trains_entropy:
             bonus = entropy_loss(self.config, entropy=entropy, mask=mask, row_index=batch.gathered_row, num_rows=len(rows))
-            bonus = self.config.entropy_coefficient * bonus / self._divisor
-            losses["entropy_loss"] = bonus
-            loss = loss + bonus
+            losses["entropy_loss"] = self.config.entropy_coefficient * bonus / self._divisor
         if self.config.kl_coefficient > 0:
-            reference = [_or_zeros(row.reference_log_probs, row) for row in rows]
-            kl, kl_stats = kl_loss(
-                self.config,
-                **common,
-                reference_log_probs=flat(reference, torch.float32),
-                mask=flat([row.signal.kl_mask for row in rows], torch.bool),
-            )
-            kl = self.config.kl_coefficient * kl / self.denominators.kl
-            losses["kl_loss"] = kl
+            reference = flat([_or_zeros(row.reference_log_probs, row) for row in rows], torch.float32)
+            held = flat([row.signal.kl_mask for row in rows], torch.bool)
+            kl, kl_stats = kl_loss(self.config, **common, reference_log_probs=reference, mask=held)
+            losses["kl_loss"] = self.config.kl_coefficient * kl / self.denominators.kl
             stats |= kl_stats
-            loss = loss + kl
         if self.config.nll_coefficient > 0:
-            weights = flat([_nll_mask(row.signal) for row in rows], torch.float32)
-            nll, nll_stats = nll_loss(log_probs=log_probs, weights=weights)
-            nll = self.config.nll_coefficient * nll / self.denominators.nll
-            losses["nll_loss"] = nll
+            nll, nll_stats = nll_loss(log_probs=log_probs, weights=flat([_nll_mask(row.signal) for row in rows], torch.float32))
+            losses["nll_loss"] = self.config.nll_coefficient * nll / self.denominators.nll
             stats |= nll_stats
-            loss = loss + nll
+        loss = sum(losses.values())
         return loss, _record({**losses, "loss": loss}, stats, batch, measured)
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from octopus_mcore.config.vocabulary import RETHINKING_WORDS
+
 _REFLECTION = re.compile(
     r"re-?evaluat|re-?check|re-?calculat|re-?examin|revis(?:e|ing)|is (?:still )?incorrect"
     r"|seems? to (?:have|be) an? (?:error|mistake|discrepancy|contradiction)|mis(?:interpret|calculat|understand)"
@@ -11,8 +13,6 @@ _REFLECTION = re.compile(
 )
 """What Ocean-R1's Figure 1 counts by example («reasoning behaviours»): there is no code for it, so this is our pattern for its
 example phrases (docs/rewards.md)."""
-
-_WAIT_WORDS = ("wait,", "wait a", "alternatively")
 
 
 def reflects(text: str) -> bool:
@@ -23,7 +23,7 @@ def reflects(text: str) -> bool:
 def wait_words(text: str) -> int:
     """How often a text reconsiders in VL-Rethinker's count: "wait,", "wait a" and "alternatively", in any case."""
     lowered = text.lower()
-    return sum(map(lowered.count, _WAIT_WORDS))
+    return sum(map(lowered.count, RETHINKING_WORDS))
 
 
 def waits(text: str) -> int:
