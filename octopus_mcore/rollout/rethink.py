@@ -183,7 +183,7 @@ class ForcedRethink:
             extra_corrections=self.base.finder.extra_corrections(generation.token_ids),
             rethought=True,
         )
-        first = opening.judgement.attempts[0]
+        first = opening.judgement.attempts[-1]  # a style may find two attempts in a text
         judged = replace(rollout, judgement=judge.pair(first, grade, facts))
         return _noted(judged, {ATTEMPTED: 1.0, ACCEPTED: 1.0, REPAIRED: float(grade.correct and not first.correct)})
 

@@ -55,7 +55,8 @@ def sample_groups(
     if rule is not None:
         if not kept:
             session.progress.warn(
-                f"no group of {rounds} rounds of {wanted} prompts can teach anything: the step trains nothing"
+                f"{session.state.phase} step {session.state.step + 1}: no group of {rounds} rounds of {wanted} prompts can "
+                "teach anything, so nothing is trained"
             )
         metrics |= {
             "sampling/rounds": float(rounds),

@@ -147,9 +147,10 @@ def test_after_the_last_round_a_step_takes_what_it_has() -> None:
     uids, metrics = sampled(session, RULE.model_copy(update={"max_rounds": 2}))
     assert uids == ["row 0", "row 3", "row 6"] and metrics["sampling/kept"] == 3 and not session.warnings
     session = Sampling(lambda row: ["c", "c"])
+    session.state.phase, session.state.step = "stage", 6
     uids, metrics = sampled(session, RULE)
     assert (uids, metrics["sampling/rounds"], metrics["sampling/kept"]) == ([], 3, 0)
-    assert session.warnings == ["no group of 3 rounds of 4 prompts can teach anything: the step trains nothing"]
+    assert session.warnings == ["stage step 7: no group of 3 rounds of 4 prompts can teach anything, so nothing is trained"]
 
 
 def test_without_a_rule_a_step_trains_what_it_draws() -> None:
