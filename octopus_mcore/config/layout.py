@@ -202,7 +202,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
                 f"{key}.buffer.recombine.target={recombine.target}: {n} natives (rollout.n) give only {pairs} pairs to build "
                 f"{recombine.target - n} more rollouts from"
             )
-    yield from check_replay(f"{key}.buffer", buffer)
+    yield from check_replay(key, phase)
     yield from check_loss(key, phase)
     yield from check_signal(key, phase)
 

@@ -25,7 +25,7 @@ from octopus_mcore.experience.types import Group, Rollout, TrainingSignal
 @dataclass(frozen=True)
 class StageContext:
     """What a stage may know of the run: its seed, and the training step that its groups belong to (the loop gives the policy's
-    version, which never repeats within a run)."""
+    version, which only repeats behind a step that trained nothing)."""
 
     seed: int
     step: int

@@ -184,6 +184,13 @@ def test_replay_refuses_what_has_no_effect_or_no_meaning() -> None:
     (line,) = found(mode + "persistent")
     assert "phases.stage2.buffer.replay.mode=persistent" in line and "buffer.recombine" in line
     assert found(mode + "rollout") == found(mode + "filter") == [], "there, parents keep their places"
+    loss = ("phases.stage2.loss.kind=reinforce", "phases.stage2.loss.dual_clip=null")
+    (line,) = found(mode + "persistent", alone, *loss)
+    assert "has no ratio that" in line and found(mode + "rollout", alone, *loss) == []
+    none, one = (f"phases.stage2.buffer.replay.out_fraction={share}" for share in (0.03, 0.04))
+    (line,) = found(mode + "rollout", alone, none)
+    assert "lets no row leave of 8 groups of 4 rollouts" in line and found(mode + "rollout", alone, one) == []
+    assert found(none) == [], "nothing is drawn"
 
 
 def test_one_ratio_per_row_refuses_two_advantages() -> None:
