@@ -6,8 +6,8 @@ Phases run in the order of the extended file, new ones behind them; a file that 
 
 `recipe: <name>` lays everything over `octopus_mcore/recipes/<name>.yaml`: its part `common`, and over that its part `paper` or
 `reference`, whichever `compat` says. The two parts are the differences between what was published and what the released program
-does. What a recipe says of a phase goes under the phase of that name, where the configuration has one. The user's own
-settings go before the recipe's, also those of top-level sections before those of a recipe's phases.
+does. What a recipe says of a phase goes under the phase of that name, where the configuration has one; having none of them is
+an error. The user's own settings go before the recipe's, also those of top-level sections before those of a recipe's phases.
 """
 
 from __future__ import annotations
@@ -101,13 +101,14 @@ def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if name not in recipe_names():
         return _nameless(tree), [f"`recipe` must be one of {', '.join(recipe_names())}; found {name!r}"]
     parts = recipe_parts(name)
-    if compat not in parts or compat == "common":
+    if not isinstance(compat, str) or compat not in parts or compat == "common":
         given = [part for part in RECIPE_PARTS[1:] if part in parts]
         return _nameless(tree), [f"`compat` of recipe {name} must be {' or '.join(given)}; found {compat!r}"]
     base = merge(parts.get("common") or {}, parts[compat] or {})
-    phases = tree.get("phases")
+    phases, wrong = tree.get("phases"), []
     if isinstance(base.get("phases"), dict):
         own = phases if isinstance(phases, dict) else {}
+        wrong = _unheard_phases(name, list(base["phases"]), own)
         base["phases"] = {
             phase: _without_given(settings, tree)
             for phase, settings in base["phases"].items()
@@ -116,7 +117,18 @@ def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     merged = _lay_over(base, tree)
     if isinstance(phases, dict):  # phases run in the order of the user's file
         merged["phases"] = {phase: merged["phases"][phase] for phase in phases if phase in merged["phases"]}
-    return merged, []
+    return merged, wrong
+
+
+def _unheard_phases(name: str, known: list[str], own: Mapping[str, Any]) -> list[str]:
+    """What is wrong where RL phases have none of the names that a recipe speaks of: they would lack its masks and terms."""
+    rl = [phase for phase, settings in own.items() if isinstance(settings, dict) and settings.get("kind") == "rl"]
+    if not rl or not {*known}.isdisjoint(rl):
+        return []
+    return [
+        f"`recipe` {name} is about phases {' and '.join(known)}, but the RL phases here are {' and '.join(rl)}, of which it "
+        "says nothing; call them by its names"
+    ]
 
 
 def _without_given(settings: Any, given: Mapping[str, Any]) -> Any:

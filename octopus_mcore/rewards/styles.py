@@ -18,7 +18,6 @@ from octopus_mcore.rewards.tags import blocks, each_once
 
 _AREA_JUDGES = ("iou", "iou_reference")
 _ANSWER_CLOSE = "</answer>"
-_ANSWER_LINE = re.compile(r"<answer>([^\n]*?)</answer>")
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,11 @@ def _rethinker_candidates(attempt: str) -> tuple[str, ...]:
     r"""VL-Rethinker's released candidates as boxes: from the last `\boxed` on, the first `<answer>` block on one line, what
     stands behind the last "Answer:"; and the whole text. That program leaves the end token in, so all but one have it."""
     attempt += "<|im_end|>"
-    box, answer = attempt.rfind(r"\boxed"), _ANSWER_LINE.search(attempt)
+    box = attempt.rfind(r"\boxed")
+    answer = next((found for line in attempt.split("\n") for found in blocks(line, "answer")), None)
     _, label, rest = attempt.rpartition("Answer:")
     candidates = [attempt[box:]] if box >= 0 else []
-    candidates += [rf"\boxed{{{answer.group(1)}}}"] if answer else []
+    candidates += [rf"\boxed{{{answer}}}"] if answer is not None else []
     candidates += [rf"\boxed{{{rest.strip()}}}"] if label else []
     return (*candidates, attempt)
 

@@ -45,6 +45,24 @@ REFUSALS = ("invalid", "unfinished", "short", "no_answer", "wrong", "waits", "su
 """Why an attempt was not accepted; the first reason that holds."""
 
 
+def encoded_triggers(
+    config: RethinkConfig, max_new_tokens: int, encode: Callable[[str], tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """The triggers, each encoded on its own, for responses of at most `max_new_tokens`.
+
+    Raises:
+        ValueError: no response could ever be opened, because trigger and rethinking alone fill that limit.
+    """
+    triggers = tuple(encode(trigger.text) for trigger in config.triggers)
+    longest = max(map(len, triggers))
+    if config.max_tokens + longest >= max_new_tokens:
+        raise ValueError(
+            f"rollout.rethink.max_tokens={config.max_tokens} and a trigger of {longest} tokens leave no room for a response "
+            f"within rollout.max_new_tokens={max_new_tokens}, so none would ever be thought over"
+        )
+    return triggers
+
+
 @dataclass(frozen=True)
 class _Attempt:
     """A response of a group that is thought over: group, sample, and its opening (y1 and trigger)."""
@@ -68,8 +86,8 @@ class ForcedRethink:
 
     @classmethod
     def encoded(cls, base: SampleProgram, config: RethinkConfig, encode: Callable[[str], tuple[int, ...]]) -> ForcedRethink:
-        """The program with its triggers encoded, each on its own."""
-        return cls(base, config, tuple(encode(trigger.text) for trigger in config.triggers))
+        """The program with its triggers encoded. Raises as `encoded_triggers`."""
+        return cls(base, config, encoded_triggers(config, base.sampling.max_new_tokens, encode))
 
     async def run(self, prompts: Sequence[Prompt], engine: RolloutEngine, judge: Judge, key: Key) -> list[Group]:
         """One group of `base.n` judged responses a prompt; each judgement says what became of it (`ATTEMPTED`, …)."""

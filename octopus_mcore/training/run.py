@@ -8,7 +8,7 @@ from pathlib import Path
 from octopus_mcore.config.layout import ranks_to_start, source_of
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.rollout_checks import correction_keys
-from octopus_mcore.config.schema import Config, SFTPhaseConfig
+from octopus_mcore.config.schema import Config, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.vocabulary import temperature_name
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.experience.spans import SpanFinder
@@ -21,6 +21,7 @@ from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.observe.timer import StepTimer
 from octopus_mcore.policy.checkpoint import load_checkpoint
 from octopus_mcore.policy.policy import Policy
+from octopus_mcore.rollout.rethink import encoded_triggers
 from octopus_mcore.runtime.versions import hardware, header, versions
 from octopus_mcore.runtime.world import World, join_world
 from octopus_mcore.training.engines import build_seat
@@ -75,6 +76,9 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
     """Everything that can refuse bad input happens here, before the first step."""
     processor = Processor.configured(config.model.folder, config.data)
     SpanFinder(processor.tokenizer).require_corrections(correction_keys(config))
+    for phase in config.phases.values():
+        if isinstance(phase, RLPhaseConfig) and phase.rollout.rethink is not None:
+            encoded_triggers(phase.rollout.rethink, phase.rollout.max_new_tokens, processor.encode)
     notes = _validated_sources(config) if world.is_main else []
     if world.is_main:
         validate_replays(config)

@@ -126,7 +126,18 @@ def test_wrong_recipes_are_violations_beside_the_others(tmp_path: Path, recipes:
     assert "`recipe` must be one of alone, toy; found 'tory'" in wrong(recipe="tory") and "unheard" in wrong(recipe="tory")
     assert "`compat` of recipe alone must be paper; found 'reference'" in wrong(recipe="alone", compat="reference")
     assert "`compat` of recipe toy must be paper or reference; found 'common'" in wrong(recipe="toy", compat="common")
+    assert "`compat` of recipe toy must be paper or reference; found ['paper']" in wrong(recipe="toy", compat=["paper"])
     assert "give `recipe` too" in wrong(compat="reference")
+
+
+def test_phases_that_a_recipe_knows_nothing_of_would_lack_its_method(tmp_path: Path, recipes: Path) -> None:
+    content = tree() | {"recipe": "toy"}
+    content["phases"]["first"] = content["phases"].pop("stage1")
+    message = (
+        "`recipe` toy is about phases stage1 and other, but the RL phases here are stage2 and first, of which it says nothing"
+    )
+    assert message in "\n".join(examine(write(tmp_path, content))[1])
+    assert examine(write(tmp_path, content | {"recipe": "alone"}))[1] == [], "a recipe without phases is about all"
 
 
 def test_the_callers_tree_is_not_changed(recipes: Path) -> None:

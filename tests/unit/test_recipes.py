@@ -134,6 +134,9 @@ VALUES = {
         "stage1.rollout.dynamic_sampling.high": 0.99,
         "stage1.rollout.dynamic_sampling.max_rounds": 30,
         "stage1.rewards.overlong": None,
+        "stage1.optimizer.lr": 1e-6,
+        "stage1.optimizer.weight_decay": 0.1,
+        "stage1.optimizer.warmup_steps": 10,
     },
     ("srpo", "paper"): {
         "stage1.rewards.format_bonus": 0.5,
@@ -144,6 +147,10 @@ VALUES = {
     ("grpo", "paper"): {"stage1.loss.kl_coefficient": 0.001, "stage1.rollout.n": 16, "stage1.loss.kind": "grpo"},
     ("grpo", "reference"): {
         "stage1.loss.kl_coefficient": 0.01,
+        "stage1.loss.clip_low": 0.2,
+        "stage1.loss.clip_high": 0.3,
+        "stage1.loss.dual_clip": 3.0,
+        "stage1.loss.aggregation": "token_mean",
         "stage1.optimizer.weight_decay": 0.01,
         "stage1.optimizer.warmup_steps": 0,
     },

@@ -64,6 +64,7 @@ def test_rethinker_reads_the_whole_text_at_last_in_the_released_program_only():
         ("B", "B", True, 1),
         ("(b)", "B", True, 1),
         ("The answer is B.", "B", True, 1),
+        ("I think it is B.", "B", True, 1),
         ("A circle", "B", False, 0),
         ("A circle", "A", False, 1),  # any letter alone is an option there
         ("a dog", "a cat", False, 1),  # and so is the truth's

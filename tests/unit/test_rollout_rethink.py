@@ -23,7 +23,7 @@ from octopus_mcore.rewards.reflection import wait_words
 from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import Generation, SamplingParams
 from octopus_mcore.rollout.programs import SampleProgram
-from octopus_mcore.rollout.rethink import ForcedRethink, cut_places, cut_tokens, rethink_metrics
+from octopus_mcore.rollout.rethink import ForcedRethink, cut_places, cut_tokens, encoded_triggers, rethink_metrics
 from tests.experience_groups import TRUTH, attempt, encode, finder, native
 
 KEY = (0, 7)
@@ -284,6 +284,15 @@ def test_a_response_is_opened_only_where_there_is_room_for_more(judge):
         assert opened(judge, [WRONG], config, sampling=replace(ROOMY, max_new_tokens=limit)) == [may]
     for limit, may in ((y1, True), (y1 - 1, False)):
         assert opened(judge, [WRONG], config.model_copy(update={"max_first_tokens": limit})) == [may]
+
+
+def test_a_trigger_that_leaves_no_room_for_any_response_is_an_error():
+    longest = max(len(encode(trigger)) for trigger in TRIGGERS)
+    assert len(encoded_triggers(EVERY, EVERY.max_tokens + longest + 1, encode)) == len(EVERY.triggers)
+    with pytest.raises(
+        ValueError, match=rf"a trigger of {longest} tokens leave no room .*={EVERY.max_tokens + longest}, so none"
+    ):
+        encoded_triggers(EVERY, EVERY.max_tokens + longest, encode)
 
 
 def test_shares_and_triggers_over_many_draws(judge):
