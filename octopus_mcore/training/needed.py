@@ -10,10 +10,8 @@ A rollout makes as many rows as replay drew it (`TrainingSignal.draws`). They ar
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import numpy as np
 
@@ -108,12 +106,13 @@ def splice_rows(groups: Sequence[Group], parts: Sequence[UpdatePart], loss: Loss
 
 
 def _bounds(groups: Sequence[Group], count: int) -> list[int]:
-    """Where parts begin and end. Groups are of one size unless rows were drawn: then they hold from none to many."""
+    """Where parts begin and end. Groups are of one size unless rows were drawn: then they hold from none to many, and a part
+    ends behind the group whose end is nearest to its share."""
     draws = [[rollout.signal.draws for rollout in group.rollouts] for group in groups]
-    drawn = any(times != 1 for group in draws for times in group)
-    ends = list(accumulate(sum(group) if drawn else 1 for group in draws))
-    total = ends[-1] if ends else 0
-    return [0, *(bisect_right(ends, total * part // count) for part in range(1, count + 1))]
+    if all(times == 1 for group in draws for times in group):
+        return [len(groups) * part // count for part in range(count + 1)]
+    ends = np.cumsum([0, *(sum(group) for group in draws)])
+    return [int(np.argmin(np.abs(ends * count - ends[-1] * part))) for part in range(count)] + [len(groups)]
 
 
 def _needed_row(place: Place, groups: Sequence[Group], loss: LossConfig, also: Span | None = None) -> NeededRow | None:

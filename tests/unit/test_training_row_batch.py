@@ -536,6 +536,16 @@ def test_updates_have_equal_numbers_of_drawn_rows():
     assert all(not r.measured_mask().any() for group in measured for r in group.rollouts if not r.signal.draws)
 
 
+def test_parts_of_drawn_rows_end_where_their_share_is_nearest():
+    """Rows 5, 4, 7, 4 have ends 5, 9, 16, 20: shares of 5, 10, 15 are nearest to 5, 9, 16. Each group then has its update; cuts
+    before a share was full would leave the third one empty."""
+    phase = phase_of("none", 0.0, updates=4)
+    groups = [drawn(replace(g, rollouts=g.rollouts[:2]), (1, 1)) for g in buffered([["wc", "cw"]] * 4, phase)]
+    some = [drawn(group, times) for group, times in zip(groups, [(2, 3), (0, 4), (6, 1), (4, 0)], strict=True)]
+    batch = row_batch(FakePolicy(), some, phase)
+    assert [part.objective.denominators.rows for part in batch.mini_batches] == [5, 4, 7, 4]
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_rollouts_that_a_stage_keeps_are_measured_though_no_update_reads_them(updates):
     phase = phase_of("first", 0.1, updates=updates)
