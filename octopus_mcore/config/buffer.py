@@ -60,7 +60,7 @@ class ReplayConfig(Section):
     def rows_of(self, rollouts: int) -> int:
         """Rows that leave the buffer in a step of so many rollouts."""
         share = (1.0 if self.mode == "filter" else 0.5) if self.out_fraction is None else self.out_fraction
-        return int(share * rollouts)
+        return int(round(share * rollouts, 9))  # 0.57 · 100 is a hair below 57
 
 
 class BufferConfig(Section):

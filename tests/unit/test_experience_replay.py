@@ -80,6 +80,13 @@ def released_within(sizes: np.ndarray, rewards: np.ndarray) -> tuple[int, int, i
     return rounds, len(sel), last
 
 
+def test_rows_that_leave_are_rounded_down_from_the_share_as_it_is_written():
+    shares = [(0.57, 100, 57), (0.29, 100, 29), (0.5, 7, 3), (0.999, 1000, 999), (0.9999, 1000, 999), (1.0, 3, 3)]
+    assert [ReplayConfig(mode="rollout", out_fraction=share).rows_of(count) for share, count, _ in shares] == [
+        rows for *_, rows in shares
+    ]
+
+
 @pytest.mark.parametrize(
     ("total", "nonzero", "positives", "expected"),
     [
