@@ -23,6 +23,11 @@ def check_rollout(key: str, phase: RLPhaseConfig) -> Iterator[str]:
                 f"{key}: rollout.rethink and buffer.recombine.selection={phase.buffer.recombine.selection} both rebuild the "
                 "group; set selection to none, or rethink to null"
             )
+        if phase.rewards.shaping == "reflection":
+            yield (
+                f"{key}: rewards.shaping=reflection takes a response for two attempts, which rollout.rethink would lay behind "
+                "each other once more; set rethink to null, or take another shaping"
+            )
         if phase.buffer.advantage == "separate":
             yield (
                 f"{key}: buffer.advantage=separate pays the choice to correct, which rollout.rethink takes from the model; "
@@ -83,3 +88,8 @@ def _check_probabilities(key: str, which: str, values: Iterable[float]) -> Itera
 def _check_dynamic(key: str, sampling: DynamicSamplingConfig) -> Iterator[str]:
     if sampling.low >= sampling.high:
         yield f"{key}: no group lies between low={sampling.low:g} and high={sampling.high:g}"
+    elif sampling.metric == "accuracy" and (sampling.low >= 1 or sampling.high <= 0):
+        yield (
+            f"{key}: no group's accuracy, a share of 0 to 1, lies between low={sampling.low:g} and high={sampling.high:g}, so "
+            "no step would train anything"
+        )

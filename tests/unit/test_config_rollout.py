@@ -55,6 +55,14 @@ def test_rethinking_and_dynamic_sampling_may_stand_together() -> None:
         ),
         ((f"{STAGE}.rollout.dynamic_sampling.low=1",), "no group lies between low=1 and high=1"),
         (
+            (f"{STAGE}.rollout.dynamic_sampling.low=1", f"{STAGE}.rollout.dynamic_sampling.high=2"),
+            "no group's accuracy, a share of 0 to 1, lies between low=1 and high=2",
+        ),
+        (
+            (*ALONE, f"{STAGE}.rewards.style=reflection", f"{STAGE}.rewards.shaping=reflection"),
+            "rewards.shaping=reflection takes a response for two attempts",
+        ),
+        (
             (f"{STAGE}.rollout.dynamic_sampling={{}}", f"{STAGE}.rollout.replay=runs/other"),
             "phases.stage1.rollout.replay gives the groups of a recorded step",
         ),
