@@ -99,6 +99,11 @@ def choose_current(sizes: np.ndarray, rewards: np.ndarray, config: ReplayConfig,
 CHOICES = {"rollout": choose_within, "filter": choose_filtered, "persistent": choose_current}
 
 
+def _reward_if_trained(rollout: Rollout) -> float:
+    """A rollout's reward; below any where no token of it is trained (`buffer.mask_truncated`), for it could teach nothing."""
+    return judgement_of(rollout).total if rollout.signal.policy_mask.any() else -np.inf
+
+
 def _active(sizes: np.ndarray) -> np.ndarray:
     return np.flatnonzero(sizes)
 
@@ -158,7 +163,7 @@ class Replay:
         places = [(number, index) for number in in_order for index in range(len(groups[number].rollouts))]
         rollouts = [groups[number].rollouts[index] for number, index in places]
         sizes = np.array([advantage_size(rollout) for rollout in rollouts], dtype=np.float64)
-        rewards = np.array([judgement_of(rollout).total for rollout in rollouts], dtype=np.float64)
+        rewards = np.array([_reward_if_trained(rollout) for rollout in rollouts], dtype=np.float64)
         own = CHOICES[self._config.mode](sizes, rewards, self._config, rng)
         draws = dict(zip(places, own.tolist(), strict=True))
         earlier: list[tuple[Kept, int]] = []

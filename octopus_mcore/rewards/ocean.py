@@ -7,6 +7,7 @@ one letter standing alone («a cat») is an option; and a wrong text that is spe
 
 from __future__ import annotations
 
+import logging
 import re
 
 from octopus_mcore.rewards.algebra import math_equal, verified
@@ -71,6 +72,7 @@ def _verified_reference(response: str, truth: str) -> bool:
 
     if verified(response, truth):
         return True
+    logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)  # it tells every time that `equations` is an old option
     gold = parse(truth, [LatexExtractionConfig()], extraction_mode="first_match", parsing_timeout=None)
     strict = NormalizationConfig(
         basic_latex=True, units=True, malformed_operators=False, nits=False, boxed="all", equations=True

@@ -257,6 +257,17 @@ def test_rollouts_stay_in_their_places_and_only_their_draws_change(mode):
         assert all(r.signal.kept == (mode == "persistent" and bool(r.signal.advantages.any())) for r in group.rollouts)
 
 
+def test_a_rollout_that_trains_no_token_is_no_positive():
+    """Such as a truncated one under `buffer.mask_truncated`: it would fill rows and teach nothing."""
+    (group,) = grouped("one", [0.5, -0.5, 0.0, 0.0])
+    cut = group.rollouts[2]
+    nothing = replace(cut, signal=replace(cut.signal, policy_mask=np.zeros(len(cut.token_ids), dtype=bool)))
+    group = replace(group, rollouts=(*group.rollouts[:2], nothing, group.rollouts[3]))
+    admitting = config(out_fraction=1.0, zero_advantage_positives=1.0, epsilon=10.0)
+    drawn = [Replay(admitting)([group], StageContext(seed, 0))[0].rollouts for seed in range(30)]
+    assert not any(rollouts[2].signal.draws for rollouts in drawn) and any(rollouts[3].signal.draws for rollouts in drawn)
+
+
 @pytest.mark.parametrize("mode", ["rollout", "filter", "persistent"])
 def test_steps_without_rollouts_and_without_advantages_end(mode):
     """The released loops do not, in their later modes."""
