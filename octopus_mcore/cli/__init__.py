@@ -117,9 +117,11 @@ def config_docs(
     """Writes the reference of all configuration keys, and beside it the page of all recipes, recipes.md."""
     with clear_errors():
         from octopus_mcore.config import docs, recipe_docs
+        from octopus_mcore.config.pages import write_or_check
 
         file = file or docs.DEFAULT_FILE
-        answers = [docs.write_or_check(file, check), recipe_docs.write_or_check(file.with_name("recipes.md"), check)]
+        pages = {file: docs.render(), file.with_name("recipes.md"): recipe_docs.render()}
+        answers = [write_or_check(page, text, check) for page, text in pages.items()]
         for _, message in answers:
             typer.echo(message)
         raise typer.Exit(0 if all(up_to_date for up_to_date, _ in answers) else 1)

@@ -113,14 +113,3 @@ def _default(entry: SchemaField) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`" if value != "" else "empty"
-
-
-def write_or_check(file: Path = DEFAULT_FILE, check: bool = False) -> tuple[bool, str]:
-    """Writes the reference, or with `check` only compares; returns whether the file is now up to date, and a message."""
-    text = render()
-    if check:
-        current = file.is_file() and file.read_text(encoding="utf-8") == text
-        return current, f"{file} is {'up to date' if current else 'out of date: run `make docs`'}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return True, f"wrote {file}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from octopus_mcore.config.inherit import recipe_names, recipe_parts, recipe_text
@@ -29,17 +28,6 @@ def render() -> str:
     names = recipe_names()
     contents = [f"- [`{name}`](#{name}): {_title(name)}" for name in names]
     return "\n".join([_HEAD, *contents, "", *(line for name in names for line in _section(name))]).rstrip() + "\n"
-
-
-def write_or_check(file: Path, check: bool = False) -> tuple[bool, str]:
-    """Writes the page, or with `check` only compares; returns whether the file is now up to date, and a message."""
-    text = render()
-    if check:
-        current = file.is_file() and file.read_text(encoding="utf-8") == text
-        return current, f"{file} is {'up to date' if current else 'out of date: run `make docs`'}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return True, f"wrote {file}"
 
 
 def _comment(name: str) -> list[str]:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from octopus_mcore.config.describe import describe, load_checked, resolved_yaml
-from octopus_mcore.config.docs import render, write_or_check
+from octopus_mcore.config.docs import render
 from octopus_mcore.config.load import ConfigError, load_config
+from octopus_mcore.config.pages import write_or_check
 from octopus_mcore.config.schema import Config
 from tests.unit.config_trees import tree, write
 
@@ -100,10 +101,10 @@ def test_a_megatron_checkpoint_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_the_committed_reference_is_up_to_date(tmp_path: Path) -> None:
-    up_to_date, message = write_or_check(REPOSITORY / "docs" / "configuration.md", check=True)
+    up_to_date, message = write_or_check(REPOSITORY / "docs" / "configuration.md", render(), check=True)
     assert up_to_date, message
-    assert write_or_check(tmp_path / "x.md", check=True)[0] is False
-    write_or_check(tmp_path / "x.md")
+    assert write_or_check(tmp_path / "x.md", render(), check=True)[0] is False
+    write_or_check(tmp_path / "x.md", render(), check=False)
     assert (tmp_path / "x.md").read_text() == render()
     for row in ("| `rollout.n` | integer ≥ 1 | `8` |", "| `phases.<name>.steps` |", "| `eval.sets.<name>.size` |"):
         assert row in render()
