@@ -1,7 +1,8 @@
 """What a configuration takes from other files: the file that it extends, and the packaged recipe that it follows.
 
 `extends: other.yaml` lays the file over another one (path relative to the file itself; that one may extend a third). A phase or
-an evaluation set that is given as null is left out, and a plug-in given with its `target` replaces the other file's whole.
+an evaluation set that is given as null, here or by an override, is left out, and a plug-in given with its `target` replaces the
+other file's whole.
 Phases run in the order of the extended file, new ones behind them; a file that names all of them gives its own order.
 
 `recipe: <name>` lays everything over `octopus_mcore/recipes/<name>.yaml`: its part `common`, and over that its part `paper` or
@@ -52,14 +53,19 @@ def _read(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
 
 def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`merge`, with plug-ins replaced whole and phases and evaluation sets that are null left out."""
-    merged = merge(_without_replaced_plugins(base, over), over)
-    for place in (merged, merged.get("eval")):
-        for keyed in ("phases", "sets"):
-            if isinstance(place, dict) and isinstance(place.get(keyed), dict):
-                place[keyed] = {name: value for name, value in place[keyed].items() if value is not None}
+    merged = _without_nulls(merge(_without_replaced_plugins(base, over), over))
     if all(isinstance(tree.get("phases"), dict) for tree in (base, over, merged)):
         merged["phases"] = _in_order(merged["phases"], base["phases"], over["phases"])
     return merged
+
+
+def _without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree without phases and evaluation sets that are null."""
+    kept = copy.deepcopy(dict(tree))
+    for place, keyed in ((kept, "phases"), (kept.get("eval"), "sets")):
+        if isinstance(place, dict) and isinstance(place.get(keyed), dict):
+            place[keyed] = {name: value for name, value in place[keyed].items() if value is not None}
+    return kept
 
 
 def _in_order(phases: Mapping[str, Any], base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,11 +99,12 @@ def recipe_parts(name: str) -> dict[str, dict[str, Any]]:
 
 
 def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The tree laid over the recipe that it names (a copy of it if it names none), and what is wrong with the name."""
+    """The tree without phases that are null, laid over the recipe that it names, if any; and what is wrong with the name."""
+    tree = _without_nulls(tree)
     name, compat = tree.get("recipe"), tree.get("compat", DEFAULT_COMPAT)
     if name is None:
         wrong = ["`compat` chooses a part of a recipe; give `recipe` too"] if compat != DEFAULT_COMPAT else []
-        return copy.deepcopy(dict(tree)), wrong
+        return tree, wrong
     if name not in recipe_names():
         return _nameless(tree), [f"`recipe` must be one of {', '.join(recipe_names())}; found {name!r}"]
     parts = recipe_parts(name)
@@ -115,8 +122,6 @@ def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             if isinstance(own.get(phase), dict)
         }
     merged = _lay_over(base, tree)
-    if isinstance(phases, dict):  # phases run in the order of the user's file
-        merged["phases"] = {phase: merged["phases"][phase] for phase in phases if phase in merged["phases"]}
     return merged, wrong
 
 
@@ -141,7 +146,7 @@ def _without_given(settings: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _nameless(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: copy.deepcopy(value) for key, value in tree.items() if key not in ("recipe", "compat")}
+    return {key: value for key, value in tree.items() if key not in ("recipe", "compat")}
 
 
 def _folder() -> Any:

@@ -76,6 +76,11 @@ def test_an_extended_files_phases_keep_their_order_unless_all_are_named_again(
     assert list(read_extended(top)["phases"]) == order
 
 
+def test_an_override_leaves_a_phase_out_too(tmp_path: Path, recipes: Path) -> None:
+    for content in (tree(), tree() | {"recipe": "toy"}):
+        assert list(load_config(write(tmp_path, content), ["phases.stage2=null"]).phases) == ["cold", "stage1"]
+
+
 def test_a_plug_in_replaces_the_other_files_whole_and_its_options_alone_are_merged(tmp_path: Path) -> None:
     put(
         tmp_path,
