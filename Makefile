@@ -26,7 +26,7 @@ demo-smoke: setup ## The same in miniature, to see that everything works
 test: setup ## All tests that need no engine environment
 	$(PYTEST) --ignore=tests/engines --ignore=tests/gpu
 
-test-unit: setup ## Unit tests (under a minute)
+test-unit: setup ## Unit tests (minutes)
 	$(PYTEST) tests/unit
 
 test-distributed: setup ## Tests with several ranks on gloo
