@@ -143,6 +143,20 @@ def result_lines(runs: Mapping[str, Sequence[Records]], temperature: str, steps:
     return lines
 
 
+def seed_lines(runs: Mapping[str, Sequence[Records]], temperature: str) -> list[list[str]]:
+    """First accuracy and share of corrections of every seed at the end of each method: seeds may end in different places."""
+    lines = []
+    for name, of_seeds in runs.items():
+        last = [evaluated_at(records, None) for records in of_seeds]
+        cells = [
+            ", ".join(mean_and_spread([result.get(f"{temperature}/{key}")]) for result in last)
+            for key in ("first_accuracy", "correction_share")
+        ]
+        if name != "cold_start" and any(last):
+            lines.append([SHOWN[name], *cells])
+    return lines
+
+
 def second_lines(runs: Mapping[str, Sequence[Records]]) -> list[list[str]]:
     """Median seconds of each part of a step over all seeds, and the step's ratio to that of GSPO with 16 responses."""
     medians = {
@@ -178,6 +192,7 @@ def show(options: argparse.Namespace) -> None:
         print_table(
             f"Held-out digits, {name}, %, mean ± standard deviation over seeds", head, result_lines(runs, temperature, steps)
         )
+    print_table("At the end, temperature 1, by seed, %", ["method", "first", "with sc"], seed_lines(runs, "T1"))
     print_table("Seconds of a step, medians", ["method", *PARTS, "÷ GSPO n=16"], second_lines(runs))
 
 

@@ -121,8 +121,7 @@ def with_recipe(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             for phase, settings in base["phases"].items()
             if isinstance(own.get(phase), dict)
         }
-    merged = _lay_over(base, tree)
-    return merged, wrong
+    return _lay_over(base, tree), wrong
 
 
 def _unheard_phases(name: str, known: list[str], own: Mapping[str, Any]) -> list[str]:

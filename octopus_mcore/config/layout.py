@@ -17,7 +17,6 @@ from octopus_mcore.config.rewards_checks import check_rewards
 from octopus_mcore.config.rollout_checks import check_rollout
 from octopus_mcore.config.schema import Config, ModelConfig, RLPhaseConfig, SFTPhaseConfig
 from octopus_mcore.config.section import PluginConfig
-from octopus_mcore.config.signal_checks import check_signal
 from octopus_mcore.config.stages import check_stage_list
 from octopus_mcore.config.vocabulary import EVALUATION_METRICS, temperature_name
 
@@ -204,7 +203,6 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
             )
     yield from check_replay(key, phase)
     yield from check_loss(key, phase)
-    yield from check_signal(key, phase)
 
 
 def _check_evaluation(config: Config) -> Iterator[str]:

@@ -25,14 +25,11 @@ import numpy as np
 from octopus_mcore.config.buffer import ReplayConfig
 from octopus_mcore.experience.stages import StageContext
 from octopus_mcore.experience.statistics import judgement_of
-from octopus_mcore.experience.types import Group, Prompt, Rollout
+from octopus_mcore.experience.types import Group, Place, Prompt, Rollout
 from octopus_mcore.runtime.seeds import numpy_generator
 
 _ROUNDING = 1e-9
 """A mean that is taken off a reward which equals it may leave so much."""
-
-Place = tuple[int, int]
-"""Number of the group, and of the rollout in it."""
 
 
 def advantage_size(rollout: Rollout) -> float:

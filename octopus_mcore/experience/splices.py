@@ -6,10 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from octopus_mcore.config.loss import LossConfig
+from octopus_mcore.experience.mismatch import LOG_RATIO_BOUND
 from octopus_mcore.experience.types import Group, Rollout, Span, SpanKind
-
-LOG_RATIO_BOUND = 20.0
-"""Mean log-ratios are clamped to ±this before `exp`; far outside any bound, it averts overflow."""
 
 
 def splice_log_ratios(group: Group) -> np.ndarray:

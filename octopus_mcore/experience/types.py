@@ -322,3 +322,7 @@ class Group:
     def natives(self) -> tuple[Rollout, ...]:
         """The rollouts that the engine sampled."""
         return tuple(rollout for rollout in self.rollouts if not rollout.synthesised)
+
+
+Place = tuple[int, int]
+"""Where a rollout stands among a step's groups: number of the group, and of the rollout in it."""

@@ -16,14 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from octopus_mcore.config.loss import LossConfig
-from octopus_mcore.experience.types import Group, Rollout, Span, SpanKind, TrainingSignal
+from octopus_mcore.experience.types import Group, Place, Rollout, Span, SpanKind, TrainingSignal
 from octopus_mcore.policy.denominators import Denominators
 from octopus_mcore.policy.objectives import read_tokens, signal_denominators
 from octopus_mcore.policy.row_weights import chunk_weights
 from octopus_mcore.policy.rows import Row, row_of
-
-Place = tuple[int, int]
-"""Number of the group, and of the rollout in it."""
 
 
 @dataclass(frozen=True)

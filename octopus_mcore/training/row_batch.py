@@ -26,11 +26,11 @@ from octopus_mcore.experience.mismatch import (
     weight_metrics,
 )
 from octopus_mcore.experience.splices import splice_log_ratios, splice_metrics, splice_weight_metrics, splice_weights
-from octopus_mcore.experience.types import Group, Rollout
+from octopus_mcore.experience.types import Group, Place, Rollout
 from octopus_mcore.policy.objectives import PolicyObjective, RowSignal
 from octopus_mcore.policy.policy import Policy, UpdateReport
 from octopus_mcore.policy.rows import Row, row_of
-from octopus_mcore.training.needed import NeededRow, Place, UpdatePart, kept_rows, parts_of, splice_rows
+from octopus_mcore.training.needed import NeededRow, UpdatePart, kept_rows, parts_of, splice_rows
 
 
 @dataclass(frozen=True)

@@ -95,5 +95,6 @@ def test_tables_show_mean_and_spread_of_finished_seeds(tmp_path: Path, capsys: p
     )
     assert lines.count("| Octopus, 8 → 16 | 60 | 2 | 30.0 ± 14.1 | 40.0 ± 14.1 | 10.0 ± 0.0 | – | – | – | 30.0 ± 0.0 |") == 2
     assert lines.count("| Octopus, 8 → 16 | 120 | 2 | 60.0 ± 14.1 | 70.0 ± 14.1 | – | – | – | – | 30.0 ± 0.0 |") == 2
+    assert "| Octopus, 8 → 16 | 50.0, 70.0 | –, – |" in lines
     assert sum(line.startswith("| GSPO n=16") for line in lines) == 1, "an evaluation is missing, and one run is not finished"
     assert "| Octopus, 8 → 16 | " + "1.000 | " * len(compare_methods.PARTS) + "0.25 |" in lines
