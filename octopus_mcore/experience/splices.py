@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 
 from octopus_mcore.config.loss import LossConfig
-from octopus_mcore.experience.mismatch import LOG_RATIO_BOUND
 from octopus_mcore.experience.types import Group, Rollout, Span, SpanKind
 
 
@@ -59,8 +58,7 @@ def splice_weights(group: Group, config: LossConfig) -> np.ndarray:
     as importance weights are.
     """
     lengths = [len(r.span(SpanKind.CORRECTION) or ()) for r in group.rollouts if r.synthesised]
-    means = splice_log_ratios(group) / np.maximum(lengths, 1)
-    ratios = np.exp(means.clip(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+    ratios = np.exp(splice_log_ratios(group) / np.maximum(lengths, 1))
     if config.splice == "truncate":
         return np.minimum(ratios, config.splice_bound)
     return np.where(np.isnan(ratios), np.nan, ratios >= config.splice_bound)
