@@ -21,8 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from octopus_mcore.experience.types import ProcessedImage
 
-ImageSource = str | PathLike | Image.Image
-"""What a row may hold as an image: a file's path or a PIL image."""
+ImageSource = str | PathLike | bytes | Image.Image
+"""What a row may hold as an image: a file's path, an encoded file's bytes, or a PIL image."""
 
 Grid = tuple[int, int, int]
 """Patch grid of an image: frames, rows, columns, before spatial merging."""
@@ -85,7 +85,7 @@ def _narrow(processor: Qwen2VLImageProcessorPil, pixels: Pixels, file: Path) -> 
     processor.size = SizeDict(shortest_edge=low, longest_edge=high)
 
 
-def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
+def open_image(source: ImageSource, what: str) -> Image.Image:
     """The image in RGB; one that comes from a file or from encoded bytes is turned upright as its EXIF data say. `what` names
     the place that it belongs to, for error messages. 16 bits of grey become 8; transparency is dropped.
 
@@ -100,7 +100,7 @@ def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
             image = source
             image.load()
         else:
-            with Image.open(source) as opened:
+            with Image.open(_opened(source)) as opened:
                 image = ImageOps.exif_transpose(opened)
                 image.load()
     except FileNotFoundError:
@@ -113,10 +113,10 @@ def open_image(source: ImageSource | io.BytesIO, what: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def check_header(file: str | PathLike, what: str) -> None:
+def check_header(file: str | PathLike | bytes, what: str) -> None:
     """Refuses what `open_image` would refuse, as far as the file's header shows it; pixels are not decoded. Raises like it."""
     try:
-        with Image.open(file) as image:
+        with Image.open(_opened(file)) as image:
             _check_form(image, f"{what}: image {_name(file)}")
     except FileNotFoundError:
         raise FileNotFoundError(f"{what}: image file {_name(file)} does not exist") from None
@@ -133,7 +133,12 @@ def _check_form(image: Image.Image, name: str) -> None:
         raise UnfitImage(f"{name} is {image.width}×{image.height} pixels; its sides may differ {MAX_ASPECT} times at most")
 
 
-def _name(source: ImageSource | io.BytesIO) -> str:
+def _opened(file: str | PathLike | bytes) -> str | PathLike | io.BytesIO:
+    """What PIL opens."""
+    return io.BytesIO(file) if isinstance(file, bytes) else file
+
+
+def _name(source: ImageSource) -> str:
     return repr(str(source)) if isinstance(source, str | PathLike) else f"({type(source).__name__})"
 
 

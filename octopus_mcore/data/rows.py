@@ -6,7 +6,6 @@ the data order does not depend on how the indices are cut into calls or over ran
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from octopus_mcore.data.images import ImageSource, check_header, open_image
+from octopus_mcore.data.images import ImageSource, check_header
 from octopus_mcore.data.pass_rates import keeps, read_pass_rates
 from octopus_mcore.data.special_tokens import IMAGE_PAD
 from octopus_mcore.data.tables import Record, RowError, open_table
@@ -36,7 +35,7 @@ _VALIDATION_CHUNK = 256
 @dataclass(frozen=True)
 class Row:
     """A question with its images and ground truth. `<image>` in the question says where an image stands; without a marker all
-    images stand before the question. `images` holds paths or PIL images; `uid` is unique within a run."""
+    images stand before the question. `images` holds paths, encoded bytes or PIL images; `uid` is unique within a run."""
 
     uid: str
     question: str
@@ -264,7 +263,7 @@ def _check_markers(question: str, images: int, place: str) -> None:
 
 
 def _images(record: Record, key: str, root: Path) -> tuple[ImageSource, ...]:
-    """The images of a record; paths are checked to exist, encoded bytes are decoded."""
+    """The images of a record, not yet decoded; paths are checked to exist."""
     value = record.get(key)
     items = [] if value is None else value if isinstance(value, list) else [value]
     return tuple(_image(item, record.at(key), root) for item in items)
@@ -275,10 +274,7 @@ def _image(item: Any, place: str, root: Path) -> ImageSource:
     if isinstance(item, dict):
         item = item.get("bytes") or item.get("path")
     if isinstance(item, bytes):
-        try:
-            return open_image(io.BytesIO(item), place)
-        except ValueError as error:
-            raise RowError(str(error)) from error
+        return item
     if not isinstance(item, str) or not item:
         raise RowError(f"{place}: expected an image as a path, as bytes or as {{'bytes', 'path'}}, found {item!r:.80}")
     file = root / item

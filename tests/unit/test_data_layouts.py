@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from octopus_mcore.data.images import open_image
 from octopus_mcore.data.pass_rates import keeps, read_pass_rates
 from octopus_mcore.data.rows import RowSource
 from octopus_mcore.data.tables import Record, RowError
@@ -201,7 +202,7 @@ def test_verl_rows(tmp_path):
     source = RowSource(file, shuffle=False, **OCEAN)
     row = source.rows(1, 1, seed=0)[0]
     assert row.question == "<image> What is 1?\nYou FIRST think." and row.answer == "<answer>1</answer>"
-    assert row.metadata == {"reward_func": "iou", "data_source": "geoqa"} and row.images[0].size == (8, 8)
+    assert row.metadata == {"reward_func": "iou", "data_source": "geoqa"} and open_image(row.images[0], "row").size == (8, 8)
     source.validate()
 
 
