@@ -46,6 +46,20 @@ class Grade:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """A fault of a published evaluation that ours does not have.
+
+    `released` is the published rule and whose it is, `wrong` what it gets wrong, `ours` what is done here, and `test` the test
+    that shows it: `<module of tests/unit>::<function>`.
+    """
+
+    released: str
+    wrong: str
+    ours: str
+    test: str
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A benchmark.
 
@@ -56,6 +70,7 @@ class Benchmark:
     numbers, the published headline first, then by category as `<category>/<value>`; shares in [0, 1] unless its docstring says
     otherwise. `scores` holds one number in [0, 1] an item: of one sample, or a mean of several. `suffix` is the instruction of
     the published evaluation, used where a set names no other. `source` says where the files come from and which are read.
+    `repairs` are the published evaluation's faults that this one does not have.
     """
 
     name: str
@@ -66,3 +81,4 @@ class Benchmark:
     grade: Callable[[str, Item], Grade]
     metrics: Callable[[Sequence[Item], Sequence[float]], dict[str, float]]
     suffix: str | None = None
+    repairs: tuple[Repair, ...] = ()
