@@ -71,16 +71,16 @@ class EpochOrder:
 
 
 class RowSource:
-    """A `PromptSource` over a JSONL or parquet file with `problem`/`answer`/`images` columns.
+    """A `PromptSource` over a table with `problem`/`answer`/`images` columns: `path` and `split` are those of `open_table`.
 
     Keys name columns, or by a dotted path what lies inside one (`reward_model.ground_truth`). The question is a text, or a list
     of chat messages `{"role", "content"}` that holds the user's turn alone. `image_key` names one image or a list of them, each
-    a path (relative to the file's folder, or to `image_root`), encoded bytes, or Hugging Face's `{"bytes", "path"}`; null or an
-    empty list means no image, and `image_key=None` a file without images. `answer_key=None` leaves the ground truth empty; with
-    `answer_boxed` the truth is what stands in the answer's last `\\boxed{…}`. Fields named in `metadata_keys` travel with the
-    prompt: a list, or a mapping from the name that a field gets to its key. `pass_rates` leaves rows out by how often models
-    solved them (`octopus_mcore.data.pass_rates`). An epoch is `len(source)` rows, in an order drawn from the seed (or the
-    file's own with `shuffle=False`); the next epoch follows.
+    a path (relative to the table's folder, or to `image_root`), encoded bytes, or Hugging Face's `{"bytes", "path"}`; null, an
+    empty text (a cell of a CSV file) and an empty list mean no image, and `image_key=None` a file without images.
+    `answer_key=None` leaves the ground truth empty; with `answer_boxed` the truth is what stands in the answer's last
+    `\\boxed{…}`. Fields named in `metadata_keys` travel with the prompt: a list, or a mapping from the name that a field gets
+    to its key. `pass_rates` leaves rows out by how often models solved them (`octopus_mcore.data.pass_rates`). An epoch is
+    `len(source)` rows, in an order drawn from the seed (or the file's own with `shuffle=False`); the next epoch follows.
 
     Raises:
         RowError: rows whose pass rate cannot be used (the first 20).
@@ -98,17 +98,18 @@ class RowSource:
         metadata_keys: Sequence[str] | Mapping[str, str] = (),
         answer_boxed: bool = False,
         pass_rates: Sequence[Mapping[str, Any]] = (),
+        split: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.question_key = question_key
         self.answer_key = answer_key
         self.image_key = image_key
         self.shuffle = shuffle
-        self.image_root = Path(image_root) if image_root is not None else self.path.parent
         self.metadata_keys = dict(metadata_keys) if isinstance(metadata_keys, Mapping) else {key: key for key in metadata_keys}
         self.answer_boxed = answer_boxed
         self.notes: tuple[str, ...] = ()
-        self._table = open_table(self.path)
+        self._table = open_table(path, split)
+        self.image_root = Path(image_root) if image_root is not None else self._table.root
         self._numbers = self._kept(pass_rates)
         self._order = EpochOrder(len(self._numbers), shuffle)
 
@@ -139,9 +140,11 @@ class RowSource:
     def _records_at(self, indices: Sequence[int], seed: int) -> list[tuple[Record, str]]:
         located = [self._order.locate(index, seed) for index in indices]
         records = self._table.records([self._numbers[place] for _, place in located])
-        return [
-            (record, f"{self.path.name}:{record.number}@{epoch}") for (epoch, _), record in zip(located, records, strict=True)
-        ]
+        return [(record, self._uid(record, epoch)) for (epoch, _), record in zip(located, records, strict=True)]
+
+    def _uid(self, record: Record, epoch: int) -> str:
+        """File (one of many with the folders between it and the table's root), row number and epoch."""
+        return f"{record.file.relative_to(self._table.root).as_posix()}:{record.number}@{epoch}"
 
     def row(self, record: Record, uid: str) -> Row:
         """The row in a record. Raises `RowError`."""
@@ -265,7 +268,7 @@ def _check_markers(question: str, images: int, place: str) -> None:
 def _images(record: Record, key: str, root: Path) -> tuple[ImageSource, ...]:
     """The images of a record, not yet decoded; paths are checked to exist."""
     value = record.get(key)
-    items = [] if value is None else value if isinstance(value, list) else [value]
+    items = [] if value is None or value == "" else value if isinstance(value, list) else [value]
     return tuple(_image(item, record.at(key), root) for item in items)
 
 

@@ -104,12 +104,13 @@ def test_parquet_rows_decode_embedded_images(parquet_file):
 
 def test_parquet_reads_only_the_row_groups_it_needs(parquet_file, monkeypatch):
     table = open_table(parquet_file)
-    read, original = [], table._parquet
-    monkeypatch.setattr(
-        table,
-        "_parquet",
-        type("Spy", (), {"read_row_group": lambda _, g, columns: read.append(g) or original.read_row_group(g)})(),
-    )
+    read, original = [], parquet.ParquetFile.iter_batches
+
+    def spy(self, *arguments, row_groups, **options):
+        read.extend(row_groups)
+        return original(self, *arguments, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", spy)
     assert [record.number for record in table.records([6, 0, 2, 6])] == [7, 1, 3, 7]
     assert read == [0, 2]
 
@@ -195,7 +196,7 @@ def test_files_that_cannot_be_tables(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl' does not exist"):
         RowSource(tmp_path / "nowhere.jsonl")
     for name, content, message in [
-        ("rows.csv", "a,b", "expected one of .jsonl, .parquet, found '.csv'"),
+        ("rows.txt", "a,b", "expected one of .jsonl, .parquet, .json, .csv, .tsv, .arrow, found '.txt'"),
         ("rows.jsonl", "\n", "holds no rows"),
         ("rows.parquet", "text", "not a readable parquet file"),
     ]:

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 BREACHES = [
     ("rewards.boxed", "octopus_mcore.training"),  # upwards
-    ("data.tables", "octopus_mcore.rewards.boxed"),  # between rooms of one floor
+    ("data.tables.text", "octopus_mcore.rewards.boxed"),  # between rooms of one floor
     ("experience.types", "octopus_mcore.runtime.seeds"),
     ("config.schema", "octopus_mcore.experience.types"),
     ("rollout.sampling", "octopus_mcore.models.micro_batch"),
-    ("data.tables", "octopus_mcore.runtime.world"),
+    ("data.tables.text", "octopus_mcore.runtime.world"),
     ("rollout.sampling", "megatron"),
     ("rewards.boxed", "torch"),
 ]
