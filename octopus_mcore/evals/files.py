@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
-import csv
+import glob
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,19 +27,18 @@ LISTED_ERRORS = 20
 _REFERENCE = 64
 """VLMEvalKit's rule: what is not longer than this is no image but the index of the row that holds it."""
 
-_FIELD_BYTES = 2**30
 _FOLDERS_BELOW = ("", "images")
 
 
 def find_file(path: str | Path, names: Sequence[str]) -> Path:
-    """The file itself, or the first of these names or patterns (`*`) that a folder holds.
+    """The file itself, a pattern of files as it is, or the first of these names or patterns that a folder holds.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or the folder holds none of them.
         ValueError: a pattern fits several files of the folder.
     """
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or glob.has_magic(str(path)):
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"benchmark file {str(path)!r} does not exist")
@@ -56,27 +55,20 @@ def find_file(path: str | Path, names: Sequence[str]) -> Path:
 
 
 def read_records(path: str | Path, id_key: str | None = None) -> list[Record]:
-    """The records of a `.tsv`, `.csv`, `.json`, `.jsonl` or `.parquet` file, in order, from number 1.
-
-    A JSON file is a list of objects, or an object of objects, whose names then become the field `id_key`.
+    """The records behind a path, in order: whatever `open_table` reads (`.tsv`, `.csv`, `.json`, `.jsonl`, `.parquet`,
+    `.arrow`, patterns of shards). With `id_key` a JSON file may also be an object of objects, whose names become that field.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is of another kind, empty or damaged; `RowError` where one row is.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"benchmark file {str(file)!r} does not exist")
-    if file.suffix == ".json":
-        records = _json_records(file, id_key)
-    elif file.suffix in (".tsv", ".csv"):
-        records = _delimited_records(file)
-    else:
-        table = open_table(file)
-        records = table.records(range(len(table)))
-    if not records:
-        raise ValueError(f"{file} holds no rows")
-    return records
+    if id_key is not None and file.suffix == ".json" and file.is_file():
+        named = _named_records(file, id_key)
+        if named is not None:
+            return named
+    table = open_table(path)
+    return table.records(range(len(table)))
 
 
 def read_items(records: Iterable[Record], read: Callable[[Record], Item | None]) -> list[Item]:
@@ -204,16 +196,17 @@ class ImageColumn:
         self._by_index: Mapping[str, Record] = {
             str(record.fields[index_key]).strip(): record for record in records if record.fields.get(index_key) is not None
         }
-        self._decoded: dict[int, tuple[ImageSource, ...]] = {}
+        self._decoded: dict[tuple[Path, int], tuple[ImageSource, ...]] = {}
 
     def of(self, record: Record) -> tuple[ImageSource, ...]:
         """The record's images, at least one, each with a header that PIL reads. Raises `RowError`."""
         holder = self._holder(record)
-        if holder.number not in self._decoded:
-            self._decoded[holder.number] = tuple(self._image(value, record) for value in self._values(holder))
-        if not self._decoded[holder.number]:
+        place = (holder.file, holder.number)
+        if place not in self._decoded:
+            self._decoded[place] = tuple(self._image(value, record) for value in self._values(holder))
+        if not self._decoded[place]:
             raise RowError(f"{record.at(self._key)}: expected an image, found none")
-        return self._decoded[holder.number]
+        return self._decoded[place]
 
     def _holder(self, record: Record) -> Record:
         """The record that holds the image: this one, or the one whose index stands in its place."""
@@ -258,38 +251,20 @@ class ImageColumn:
             raise RowError(f"{place}: {value!r:.80} is not {kind} {root if len(value) < 1024 else 'this row'}") from None
 
 
-def _json_records(file: Path, id_key: str | None) -> list[Record]:
+def _named_records(file: Path, id_key: str) -> list[Record] | None:
+    """The records of a JSON object of objects; None where the file holds a list. Raises ValueError."""
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not a readable JSON file: {error}") from error
-    rows: list[Any] = []
-    if isinstance(content, list):
-        rows = content
-    elif isinstance(content, dict):
-        rows = [{id_key: name} | row if id_key and isinstance(row, dict) else row for name, row in content.items()]
-    for number, row in enumerate(rows, start=1):
+    if not isinstance(content, dict):
+        return None
+    for number, (name, row) in enumerate(content.items(), start=1):
         if not isinstance(row, dict):
-            raise RowError(f"{file}, row {number}: expected a JSON object, found {type(row).__name__}")
-    return [Record(row, file, number) for number, row in enumerate(rows, start=1)]
-
-
-def _delimited_records(file: Path) -> list[Record]:
-    csv.field_size_limit(_FIELD_BYTES)
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a readable table: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            columns = reader.fieldnames or ()
-            raise RowError(
-                f"{file}, row {number}: expected {len(columns)} columns ({', '.join(columns)}), "
-                f"found {'more' if None in row else 'fewer'}"
-            )
-    return [Record(row, file, number) for number, row in enumerate(rows, start=1)]
+            raise RowError(f"{file}, row {number} ({name!r}): expected a JSON object, found {type(row).__name__}")
+    if not content:
+        raise ValueError(f"{file} holds no rows")
+    return [Record({id_key: name} | row, file, number) for number, (name, row) in enumerate(content.items(), start=1)]
 
 
 def _literal(value: str) -> Any:

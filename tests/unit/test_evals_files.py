@@ -22,7 +22,7 @@ def encoded(colour: int = 0) -> str:
 def test_a_tsv_keeps_texts_as_they_are(tmp_path):
     row = {"index": 1, "question": 'two\nlines, a "quote"\tand a tabulator', "A": "None", "B": "NA", "C": "", "answer": "A"}
     (record,) = files.read_records(write_tsv(tmp_path / "x.tsv", [row]))
-    assert record.get("question") == row["question"] and record.number == 1
+    assert record.get("question") == row["question"] and record.number == 2  # a line of the file
     assert files.options(record) == ("None", "NA")  # pandas, and so VLMEvalKit, would lose both
     assert files.optional(record, "C") is None and files.optional(record, "nothing") is None
     assert files.text(record, "answer") == "A"
@@ -51,9 +51,11 @@ def test_parquet(tmp_path):
     [
         ("x.json", "[1]", "row 1: expected a JSON object, found int"),
         ("x.json", "{", "not a readable JSON file"),
+        ("x.json", '{"1": 2}', r"row 1 \('1'\): expected a JSON object, found int"),
+        ("x.json", "{}", "holds no rows"),
         ("x.json", "[]", "holds no rows"),
-        ("x.tsv", "index\tquestion\n1\n", r"row 1: expected 2 columns \(index, question\), found fewer"),
-        ("x.tsv", "index\tquestion\n1\t2\t3\n", "found more"),
+        ("x.tsv", "index\tquestion\n1\n", "row 2: expected 2 cells as in the header, found 1"),
+        ("x.tsv", "index\tquestion\n1\t2\t3\n", "row 2: expected 2 cells as in the header, found 3"),
         ("x.tsv", "index\tquestion\n", "holds no rows"),
         ("x.xlsx", "", "found '.xlsx'"),
     ],
@@ -61,7 +63,7 @@ def test_parquet(tmp_path):
 def test_damaged_files_are_told(tmp_path, name, content, told):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=told):
-        files.read_records(tmp_path / name)
+        files.read_records(tmp_path / name, "pid")
 
 
 def test_a_missing_file_is_told(tmp_path):
@@ -78,6 +80,7 @@ def test_the_first_name_that_a_folder_holds(tmp_path):
         (tmp_path / name).touch()
     assert files.find_file(tmp_path, ["a.tsv", "data-*.parquet", "b.tsv"]).name == "data-1.parquet"
     assert files.find_file(tmp_path / "b.tsv", ["a.tsv"]).name == "b.tsv"
+    assert files.find_file(tmp_path / "*.tsv", ["a.tsv"]) == tmp_path / "*.tsv"
     (tmp_path / "data-2.parquet").touch()
     with pytest.raises(ValueError, match="several files fit 'data-.*data-1.parquet, data-2.parquet"):
         files.find_file(tmp_path, ["data-*.parquet"])
@@ -118,7 +121,7 @@ def test_images_in_a_folder_beside_the_file(tmp_path, folder):
 )
 def test_what_is_no_image_is_told(tmp_path, value, told):
     (record,) = files.read_records(write_tsv(tmp_path / "x.tsv", [{"index": 0, "image": value}]))
-    with pytest.raises(RowError, match=f"x.tsv, row 1, key 'image'.*{told}"):
+    with pytest.raises(RowError, match=f"x.tsv, row 2, key 'image'.*{told}"):
         files.ImageColumn([record]).of(record)
 
 
