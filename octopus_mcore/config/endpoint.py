@@ -12,17 +12,17 @@ from octopus_mcore.config.section import Section
 class EndpointConfig(Section):
     """A service that answers JSON with JSON."""
 
-    url: str
+    url: str = Field(pattern=r"^https?://[^\s/]+")
     """Address; of a chat service its base, as `http://host:port/v1`."""
     api_key_variable: str | None = None
     """Environment variable that holds the key, sent as a bearer token; null sends none. Keys do not belong into files."""
     concurrency: int = Field(default=16, ge=1)
     """Requests under way at once."""
     timeout_seconds: float = Field(default=120.0, gt=0)
-    """Deadline of one request."""
+    """Deadline of one request, from connecting to the last byte."""
     retries: int = Field(default=4, ge=0)
-    """How often a request is repeated that was not answered, or was answered with 429 or 5xx; waits double from one second, or
-    are what the service asks for."""
+    """How often a request is repeated that was not answered, or was answered with 408, 425, 429 or 5xx; waits double from one
+    second, or are what the service asks for."""
 
 
 class ChatEndpointConfig(EndpointConfig):
@@ -37,4 +37,5 @@ class ChatEndpointConfig(EndpointConfig):
     max_tokens: int = Field(default=1024, ge=1)
     """Length limit of an answer."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of every request, for instance `{chat_template_kwargs: {enable_thinking: false}}`."""
+    """Further fields of every request, for instance `{chat_template_kwargs: {enable_thinking: false}}`; null leaves out one
+    that would be sent (`{max_tokens: null, max_completion_tokens: 1024}`)."""

@@ -6,7 +6,7 @@ Text in, text out, so nothing from here is ever trained on by its tokens: answer
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,28 @@ from octopus_mcore.endpoints.http import JsonReply, JsonService
 IMAGE_MARKER = "<image>"
 """Stands for an image inside a question, as in rows."""
 
+_MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+"""How an image that is no JPEG begins."""
+
 
 @dataclass(frozen=True)
 class ChatRequest:
     """One user turn: a text, in which `<image>` says where an image stands (without a marker images come first), encoded
-    images (PNG or JPEG bytes), an optional system turn, and the seed of the sampling."""
+    images (PNG, JPEG, WebP, GIF or BMP bytes), an optional system turn, and the seed of the sampling.
+
+    Raises:
+        ValueError: markers and images disagree in number.
+    """
 
     text: str
     images: tuple[bytes, ...] = ()
     system: str | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        markers = self.text.count(IMAGE_MARKER)
+        if self.images and markers not in (0, len(self.images)):
+            raise ValueError(f"{markers} {IMAGE_MARKER} markers for {len(self.images)} images in {self.text!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,10 @@ class ChatModel:
         """Ends connections and threads."""
         self._service.close()
 
-    def complete(self, requests: Sequence[ChatRequest]) -> Iterator[ChatReply]:
-        """Replies in the order of the requests, each as soon as it and those before it are there. Raises `EndpointError`."""
-        for reply in self._service.ask([self._body(request) for request in requests], "/chat/completions"):
+    def complete(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+        """Replies in the order of the requests, each as soon as it and those before it are there. Requests are taken as their
+        turn comes near, so an iterator may load images late. Raises `EndpointError`."""
+        for reply in self._service.ask((self._body(request) for request in requests), "/chat/completions"):
             yield _read(reply)
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
@@ -71,16 +84,14 @@ class ChatModel:
         }
         if request.seed is not None:
             body["seed"] = request.seed
-        return body | config.extra_body
+        return {name: value for name, value in (body | config.extra_body).items() if value is not None}
 
 
 def _content(request: ChatRequest) -> str | list[dict[str, Any]]:
-    """The user turn; a plain text where there are no images. Raises ValueError where markers and images disagree."""
+    """The user turn; a plain text where there are no images."""
     if not request.images:
         return request.text
     pieces = request.text.split(IMAGE_MARKER)
-    if len(pieces) not in (1, len(request.images) + 1):
-        raise ValueError(f"{len(pieces) - 1} {IMAGE_MARKER} markers for {len(request.images)} images")
     images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in request.images]
     if len(pieces) == 1:
         return [*images, {"type": "text", "text": request.text}]
@@ -91,7 +102,7 @@ def _content(request: ChatRequest) -> str | list[dict[str, Any]]:
 
 
 def _data_url(image: bytes) -> str:
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    kind = next((kind for start, kind in _MAGIC.items() if image.startswith(start)), "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
@@ -103,6 +114,6 @@ def _read(reply: JsonReply) -> ChatReply:
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError):
         return ChatReply(None, error=f"expected choices[0].message.content, found {reply.body!r:.300}")
-    if not isinstance(text, str):
+    if not isinstance(text, str):  # a reasoning model whose thought filled the length limit has none
         return ChatReply(None, choice.get("finish_reason"), f"expected a text as content, found {text!r:.80}")
     return ChatReply(text, choice.get("finish_reason"))
