@@ -189,10 +189,17 @@ class ImageColumn:
     """The images of a file's records: encoded in the file (base64, `bytes`, `{bytes, path}`), or paths below `root`."""
 
     def __init__(
-        self, records: Sequence[Record], key: str = "image", index_key: str = "index", root: Path | None = None
+        self,
+        records: Sequence[Record],
+        key: str = "image",
+        index_key: str = "index",
+        root: Path | None = None,
+        folders: Sequence[str] = _FOLDERS_BELOW,
+        moved: bool = False,
     ) -> None:
-        """`root` is the folder that paths start from (default: the file's; its folder `images` is tried as well)."""
-        self._key, self._root = key, root
+        """`root` is the folder that paths start from (default: the file's; its `folders` are tried in turn). With `moved` the
+        paths may be those of another machine: where one leads nowhere its endings are tried, the longest first."""
+        self._key, self._root, self._folders, self._moved = key, root, folders, moved
         self._by_index: Mapping[str, Record] = {
             str(record.fields[index_key]).strip(): record for record in records if record.fields.get(index_key) is not None
         }
@@ -241,14 +248,21 @@ class ImageColumn:
             raise RowError(f"{place}: expected an image, found {value!r:.80}")
         root = self._root or record.file.parent
         if len(value) < 1024:
-            for folder in _FOLDERS_BELOW:
-                if (file := root / folder / value).is_file():
-                    return str(file)
+            for name in _endings(value) if self._moved else [value]:
+                for folder in self._folders:
+                    if (file := root / folder / name).is_file():
+                        return str(file)
         try:
             return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
         except (binascii.Error, ValueError):
             kind = "an image file below" if len(value) < 1024 else "an image in base64 in"
             raise RowError(f"{place}: {value!r:.80} is not {kind} {root if len(value) < 1024 else 'this row'}") from None
+
+
+def _endings(path: str) -> list[str]:
+    """A path, then what is left of it without its first parts, down to the file's name."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return [path, *("/".join(parts[start:]) for start in range(len(parts)))]
 
 
 def _named_records(file: Path, id_key: str) -> list[Record] | None:
