@@ -9,13 +9,14 @@ Images stand below the JSON files' folder or the one above it, as in `<folder>/t
 
 Prompt: the file's `problem`, with Ocean-R1's suffix (think, then a box in JSON in answer tags).
 
-Extraction: the first four numbers in brackets of the answer (box, answer tags, "the answer is …", else the whole text behind the
-thought), floats too; an answer of four numbers and nothing else needs no brackets. A box without area is no answer.
+Extraction: the first four numbers in brackets of the answer (box, answer tags, "the answer is …", else the whole text behind
+the thought), floats too; an answer of four numbers and nothing else needs no brackets. A box without area is no answer.
 
 Coordinates: `refcoco` takes the answer's numbers for pixels of the image in the file. Models differ: Qwen3-VL answers in
 thousandths of width and height (`refcoco_thousandths`), Qwen2.5-VL in pixels of the image as its processor resized it, to
-multiples of 28 (`refcoco_resized`; the checkpoint's own bounds of 4·28² to 16384·28² pixels, which COCO's images never meet: with
-a `data.max_pixels` below 640×480 it is wrong). Ocean-R1's program compares Qwen2.5-VL's numbers with the file's as they are.
+multiples of 28 (`refcoco_resized`; with the checkpoint's own bounds of 4·28² to 16384·28² pixels, which COCO's images never
+meet: a `data.max_pixels` below 640×480 would need another scale). Ocean-R1's program compares Qwen2.5-VL's numbers with the
+file's as they are.
 
 Metric: share of questions whose box has an intersection over union above 0.5. Headline `AVG`, the mean over the sets that were
 read (RefCOCO, RefCOCO+, RefCOCOg), then by set. RefCOCOg has one test split, which belongs to testA here and not to testB.
@@ -23,14 +24,16 @@ read (RefCOCO, RefCOCO+, RefCOCOg), then by set. RefCOCOg has one test split, wh
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from octopus_mcore.data.tables import Record, RowError
+from octopus_mcore.data.images import ImageSource
 from octopus_mcore.data.rows import Row
+from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import final_answer
 from octopus_mcore.evals.files import ImageColumn, optional, read_items, read_records, text
@@ -62,7 +65,7 @@ _REPAIRS = (
     ),
     Repair(
         "Ocean-R1, VLM-R1: right and bottom edges moved by one pixel before they are compared",
-        "an overlap of one pixel's width or height counts as none; two boxes without area divide by zero and end the evaluation",
+        "an overlap of one pixel's width or height counts as none; no answer is graded as the box [0,0,0,0]",
         "intersection over union of areas; a box without area is no answer",
         "test_evals_refcoco::test_a_box_without_area_is_no_answer",
     ),
@@ -135,9 +138,8 @@ def _files(path: Path, split: str) -> list[Path]:
 
 
 def _item(name: str, record: Record, images: ImageColumn, frame: Callable[[int, int], tuple[float, float]]) -> Item:
-    (image,) = images.of(record)
-    with Image.open(image) as opened:
-        width, height = opened.size
+    image = images.of(record)[0]
+    width, height = _size(image)
     for key, size in (("width", width), ("height", height)):
         if (said := optional(record, key)) is not None and float(said) != size:
             raise RowError(f"{record.at(key)}: the image's {key} is {size}, found {said}; the box would not fit another image")
@@ -147,6 +149,12 @@ def _item(name: str, record: Record, images: ImageColumn, frame: Callable[[int, 
     row = Row(f"{name}:{record.file.stem}-{record.number}", phrase, str(list(box)), (image,))
     facts = {"box": box, "scale": (width / frame_width, height / frame_height)}
     return Item(row, tags={"set": SETS[record.file.stem.partition("_")[0]]}, facts=facts)
+
+
+def _size(image: ImageSource) -> tuple[int, int]:
+    """Width and height of an image file."""
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        return opened.size
 
 
 def _box(record: Record, width: int, height: int) -> Rectangle:

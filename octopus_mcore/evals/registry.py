@@ -7,7 +7,11 @@ from collections.abc import Mapping
 
 from octopus_mcore.evals.benchmark import Benchmark
 
-MODULES: Mapping[str, str] = {}
+MODULES: Mapping[str, str] = {
+    "refcoco": "refcoco",
+    "refcoco_resized": "refcoco",
+    "refcoco_thousandths": "refcoco",
+}
 """Name → module of `octopus_mcore.evals` that defines `BENCHMARKS`, a mapping from names to `Benchmark`."""
 
 
