@@ -21,7 +21,7 @@ from PIL import Image
 from octopus_mcore.data.images import ImageSource, check_header
 from octopus_mcore.data.pass_rates import keeps, read_pass_rates
 from octopus_mcore.data.special_tokens import IMAGE_PAD
-from octopus_mcore.data.tables import Record, RowError, open_table
+from octopus_mcore.data.tables import Record, RowError, from_hub, open_table
 from octopus_mcore.rewards.boxed import last_boxed
 from octopus_mcore.runtime.seeds import numpy_generator
 
@@ -110,6 +110,7 @@ class RowSource:
         self.notes: tuple[str, ...] = ()
         self._table = open_table(path, split)
         self.image_root = Path(image_root) if image_root is not None else self._table.root
+        self.notes += from_hub(path, self._table)
         self._numbers = self._kept(pass_rates)
         self._order = EpochOrder(len(self._numbers), shuffle)
 
@@ -178,7 +179,7 @@ class RowSource:
         kept: list[bool] = []
         self._examine(everything, lambda record: kept.append(keeps(rules, record)), [rule.key for rule in rules])
         named = ", ".join(rule.key for rule in rules)
-        self.notes = (f"{self.path}: {sum(kept):,} of {len(kept):,} rows kept by their pass rates ({named})",)
+        self.notes += (f"{self.path}: {sum(kept):,} of {len(kept):,} rows kept by their pass rates ({named})",)
         if not any(kept):
             raise ValueError(f"{self.path}: the pass rates ({named}) keep none of the {len(kept):,} rows")
         return np.flatnonzero(kept).tolist()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from octopus_mcore.data.tables.records import Record, Table
 SHARD_KINDS = (".parquet", ".jsonl", ".arrow", ".csv", ".tsv")
 """Files that a folder may consist of. A `.json` file beside them describes them as often as not; name it itself."""
 
-_NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
+F = TypeVar("F", str, Path)
+
+_NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]{16})?")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|testmini|test)(?=$|[-_.])")
 
 
@@ -96,18 +98,40 @@ def _described(file: Path, key: str) -> list[Any]:
 
 
 def folder_files(folder: Path, split: str | None) -> list[Path]:
-    """The shards in a folder by name. Raises `ValueError` where they are of no kind, of several, or of several splits."""
+    """The shards in a folder by name. Raises `ValueError` where they are of no kind, of several, or of several splits, or where
+    one of a numbered series is missing."""
     files = [file for file in folder.iterdir() if file.suffix in SHARD_KINDS and not file.name.startswith((".", "_"))]
-    kinds = sorted({file.suffix for file in files})
     if not files:
         raise ValueError(
             f"{folder} holds no {', '.join(SHARD_KINDS)} file; name files elsewhere, or of another kind, by a pattern"
         )
+    chosen = of_split(of_one_kind(files, str(folder)), split, str(folder))
+    check_complete(chosen, str(folder))
+    return chosen
+
+
+def of_one_kind(files: Sequence[F], where: str) -> list[F]:
+    """The files, all of one kind. Raises `ValueError`."""
+    kinds = sorted({PurePath(file).suffix for file in files})
     if len(kinds) > 1:
         raise ValueError(
-            f"{folder} holds files of several kinds ({', '.join(kinds)}); name those you mean by a pattern: *{kinds[0]}"
+            f"{where} holds files of several kinds ({', '.join(kinds)}); name those you mean by a pattern: *{kinds[0]}"
         )
-    return of_split(files, split, str(folder))
+    return list(files)
+
+
+def check_complete(files: Sequence[Path], where: str) -> None:
+    """Raises `ValueError` where files of one numbered series (`train-00000-of-00002`) are there without the others."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if numbered := _NUMBERED.fullmatch(file.stem):
+            found.setdefault((numbered["split"], int(numbered["count"])), set()).add(int(numbered["number"]))
+    for (split, count), numbers in found.items():
+        if missing := sorted(set(range(count)) - numbers):
+            raise ValueError(
+                f"{where}: {len(missing)} of the {count} files of {split!r} are missing, first number {missing[0]:05}; bring "
+                "them there, or name those you mean by a pattern"
+            )
 
 
 def of_split(files: Sequence[Path], split: str | None, where: str) -> list[Path]:
@@ -128,4 +152,4 @@ def of_split(files: Sequence[Path], split: str | None, where: str) -> list[Path]
 def _split_of(file: Path) -> str | None:
     numbered = _NUMBERED.fullmatch(file.stem)
     word = None if numbered else _SPLIT.match(file.stem)
-    return numbered[1] if numbered else word[1] if word else None
+    return numbered["split"] if numbered else word[1] if word else None
