@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.buffer_checks import check_replay
+from octopus_mcore.config.evaluation_checks import check_evaluation
 from octopus_mcore.config.loss_checks import check_loss
 from octopus_mcore.config.model_layout import check_model
 from octopus_mcore.config.precision_checks import check_precision, offload_refusal
@@ -207,20 +208,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
 
 def _check_evaluation(config: Config) -> Iterator[str]:
     evaluation = config.eval
-    for name in evaluation.during_training:
-        if name not in evaluation.sets:
-            yield f"eval.during_training names {name!r}, which is not among eval.sets: {_listed(evaluation.sets)}"
-    if len(set(evaluation.during_training)) < len(evaluation.during_training):
-        yield "eval.during_training names a set twice"
-    if evaluation.sets and not evaluation.temperatures:
-        yield "eval.temperatures is empty, but eval.sets is not: give at least one temperature"
-    if len(set(evaluation.temperatures)) < len(evaluation.temperatures):
-        yield "eval.temperatures names a temperature twice"
-    for temperature in evaluation.temperatures:
-        if temperature < 0:
-            yield f"eval.temperatures holds {temperature:g}: a temperature is 0 (greedy) or above"
-    if evaluation.forced_text is not None and not evaluation.forced_rounds:
-        yield f"eval.forced_text={evaluation.forced_text!r} has no effect: eval.forced_rounds is 0"
+    yield from check_evaluation(evaluation)
     for name, phase in config.phases.items():
         if phase.eval_every and not evaluation.during_training:
             yield f"phases.{name}.eval_every={phase.eval_every} has no effect: eval.during_training is empty"

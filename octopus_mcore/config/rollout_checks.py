@@ -49,7 +49,7 @@ def correction_keys(config: Config, phases: bool = True) -> list[str]:
     advantages can tell them without the tokenizer.
     """
     settings: list[tuple[str, object, set[object]]] = []
-    if config.eval.sets:
+    if any(chosen.source is not None for chosen in config.eval.sets.values()):  # benchmarks grade by their own rules
         settings.append(("rewards.shaping", config.rewards.shaping, _SHAPINGS))
     for name, phase in config.phases.items() if phases else ():
         if phase.kind != "rl":

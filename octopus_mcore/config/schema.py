@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from octopus_mcore.config.buffer import BufferConfig
+from octopus_mcore.config.evaluation import EvalConfig
 from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.precision import FP8Config
 from octopus_mcore.config.rewards import RewardConfig
@@ -215,33 +216,6 @@ class RLPhaseConfig(PhaseBase):
 
 
 PhaseConfig = Annotated[SFTPhaseConfig | RLPhaseConfig, Field(discriminator="kind")]
-
-
-class EvalSetConfig(Section):
-    """One set of prompts to evaluate on."""
-
-    source: PluginConfig
-    """Prompt source; the first `size` prompts are used."""
-    size: int = Field(default=256, ge=1)
-    """Number of prompts."""
-
-
-class EvalConfig(Section):
-    """Evaluation, during training and by `octopus-mcore evaluate`."""
-
-    sets: dict[str, EvalSetConfig] = Field(default_factory=dict)
-    """Named evaluation sets."""
-    during_training: list[str] = Field(default_factory=list)
-    """Sets that are evaluated during training and on which `checkpoint.best_by` chooses; never the test set."""
-    temperatures: list[float] = Field(default_factory=lambda: [0.0, 1.0])
-    """Sampling temperatures; 0 is greedy."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Response length limit; null takes `rollout.max_new_tokens`."""
-    forced_rounds: int = Field(default=0, ge=0)
-    """Further correction rounds: append the separator to the finished response and go on, so many times (paper §5.4)."""
-    forced_text: str | None = Field(default=None, min_length=1)
-    """Text in place of that separator, for instance "\\n\\nWait" (VL-Rethinker's forced rethinking of every response). The
-    response then counts as one attempt that goes on: its last answer is graded, wherever it stands."""
 
 
 class CheckpointConfig(Section):

@@ -50,18 +50,22 @@ def judgement_of(rollout: Rollout) -> Judgement:
 
 
 def tally(rollouts: Iterable[Rollout]) -> Counter[str]:
-    """Counts and sums over judged rollouts; tallies of several ranks add up.
+    """Counts and sums over judged rollouts; tallies of several ranks add up (see `tally_judged`)."""
+    return tally_judged((judgement_of(rollout), len(rollout.token_ids)) for rollout in rollouts)
+
+
+def tally_judged(judged: Iterable[tuple[Judgement, int]]) -> Counter[str]:
+    """Counts and sums over judgements, each with its response's length in tokens; tallies add up.
 
     Keys: `rollouts`, `corrections`, `first_correct`, `final_correct`, `tokens`, `reward`, and `wc`, `cc`, `cw`, `ww` over
     rollouts with a correction. `parts/<name>` adds up a part of the judgements, `with_part/<name>` counts those that have it.
     """
     counts: Counter[str] = Counter()
-    for rollout in rollouts:
-        judgement = judgement_of(rollout)
+    for judgement, tokens in judged:
         counts["rollouts"] += 1
         counts["first_correct"] += judgement.first_correct
         counts["final_correct"] += judgement.final_correct
-        counts["tokens"] += len(rollout.token_ids)
+        counts["tokens"] += tokens
         counts["reward"] += judgement.total
         for name, value in judgement.parts.items():
             if not name.startswith(_COUNTED_ELSEWHERE):
