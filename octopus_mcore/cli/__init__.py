@@ -72,9 +72,10 @@ def evaluate(
 
         from rich.console import Console
 
-        from octopus_mcore.training.evaluate import evaluate_checkpoint, evaluation_table
+        from octopus_mcore.training.evaluate import evaluation_table
+        from octopus_mcore.training.evaluate_checkpoint import evaluate_checkpoint
 
-        metrics = evaluate_checkpoint(path, loaded, sets or None)
+        metrics = evaluate_checkpoint(path, loaded, sets or None).metrics
         Console().print(evaluation_table(metrics))
         if output is not None:
             # A rate of nothing is NaN, which JSON does not know.

@@ -27,8 +27,8 @@ class EvalSetConfig(Section):
     """Number of prompts. Null takes 256 of a source and all of a benchmark. A smaller size draws from a benchmark by `run.seed`
     and uid, in the file's order (of its first rows all may be of one category), and a larger one holds the same and more."""
     prompt_suffix: str | None = None
-    """Text appended to this set's questions behind a blank line, empty for none; null takes the benchmark's own instruction, and
-    `data.prompt_suffix` where there is none."""
+    """Text appended to this set's questions behind a blank line, empty for none; null takes the benchmark's own instruction,
+    and `data.prompt_suffix` where there is none."""
     judge: Literal["rules", "llm"] = "rules"
     """Who grades a benchmark's answers: its published rules, or the model of `rewards.llm`, which is given question, extracted
     answer and truth."""
@@ -59,6 +59,6 @@ class EvalConfig(Section):
     """Prompts that `octopus-mcore evaluate` holds in memory at once, with their images and pixels. Results do not depend on
     it. Sets that are evaluated during training stay in memory whole."""
     bad_items: Literal["fail", "wrong"] = "fail"
-    """What `octopus-mcore evaluate` does with a prompt that cannot be asked (an image is missing or broken, or it is longer than
-    `data.max_prompt_tokens`): `fail` ends the evaluation, `wrong` counts it as wrong, lists it and goes on. None is ever left
-    out; a run that trains always fails."""
+    """What `octopus-mcore evaluate` does with a prompt that cannot be asked (an image is missing or broken, or it is longer
+    than `data.max_prompt_tokens`): `fail` ends the evaluation, `wrong` counts it as wrong, lists it and goes on. None is ever
+    left out; a run that trains always fails."""

@@ -24,7 +24,7 @@ def check_evaluation(evaluation: EvalConfig) -> Iterator[str]:
         if temperature < 0:
             yield f"eval.temperatures holds {temperature:g}: a temperature is 0 (greedy) or above"
     if evaluation.samples > 1 and evaluation.temperatures and not any(evaluation.temperatures):
-        yield f"eval.samples={evaluation.samples} has no effect: eval.temperatures holds 0 alone, where all samples are the same"
+        yield f"eval.samples={evaluation.samples} has no effect: at temperature 0, the only one given, all samples are the same"
     if evaluation.forced_text is not None and not evaluation.forced_rounds:
         yield f"eval.forced_text={evaluation.forced_text!r} has no effect: eval.forced_rounds is 0"
 

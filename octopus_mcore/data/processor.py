@@ -107,6 +107,10 @@ class Processor:
         """`from_pretrained` with the settings of the configuration's section `data`. Raises like it."""
         return cls.from_pretrained(path, data.prompt_suffix, data.max_prompt_tokens, (data.min_pixels, data.max_pixels))
 
+    def with_suffix(self, prompt_suffix: str) -> Processor:
+        """The same tokenizer and image store with another suffix."""
+        return Processor(self.tokenizer, self.tokens, self.images, self._chat_template, prompt_suffix, self.max_prompt_tokens)
+
     def prompt(
         self,
         uid: str,

@@ -23,7 +23,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     """The probability that at least one of k different samples out of these is right: 1 − C(n − c, k) / C(n, k), the unbiased
     estimator of pass@k (Chen et al., arXiv 2107.03374, Eq. 1). Exact integers, so it neither overflows nor cancels."""
     if not 0 <= right <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} of {right} right ones among {samples} samples: expected 0 ≤ right ≤ samples, 1 ≤ k ≤ samples")
+        raise ValueError(
+            f"pass@{k} of {right} right ones among {samples} samples: expected 0 ≤ right ≤ samples, 1 ≤ k ≤ samples"
+        )
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 

@@ -8,7 +8,7 @@ functions of predictions alone (`octopus_mcore.evals.measures`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -76,7 +76,7 @@ class Prediction:
         """The same without the attempts' texts, which metrics do not read and which take nearly all of the memory."""
         return self.map_answers(lambda answer: replace(answer, text=None))
 
-    def map_answers(self, change) -> Prediction:
+    def map_answers(self, change: Callable[[Answer], Answer]) -> Prediction:
         """The same with every answer changed by a function."""
         samples = [
             replace(sample, rounds=tuple(replace(made, attempts=tuple(map(change, made.attempts))) for made in sample.rounds))
@@ -85,7 +85,7 @@ class Prediction:
         return replace(self, samples=tuple(samples))
 
 
-def sample_of(temperature: float, stages: list[Rollout]) -> Sample:
+def sample_of(temperature: float, stages: Sequence[Rollout]) -> Sample:
     """The record of a response: `stages` are the rollout as it was sampled and after each forced round. A rollout that a round
     left as it was adds nothing."""
     rounds = [_round(stages[0], stages[0].judgement.attempts)]
@@ -95,14 +95,12 @@ def sample_of(temperature: float, stages: list[Rollout]) -> Sample:
     return Sample(temperature, tuple(rounds))
 
 
-def samples_of(temperature: float, stages: list[list[Group]]) -> dict[str, tuple[Sample, ...]]:
-    """The samples of every prompt's group, by uid; `stages` are the groups as sampled and after each forced round."""
-    return {
-        groups[0].prompt.uid: tuple(
-            sample_of(temperature, [group.rollouts[number] for group in groups]) for number in range(len(groups[0].rollouts))
-        )
+def samples_of(temperature: float, stages: Sequence[Sequence[Group]]) -> list[tuple[Sample, ...]]:
+    """The samples of every prompt, in order; `stages` are the groups as sampled and after each forced round."""
+    return [
+        tuple(sample_of(temperature, [group.rollouts[i] for group in groups]) for i in range(len(groups[0].rollouts)))
         for groups in zip(*stages, strict=True)
-    }
+    ]
 
 
 def _round(rollout: Rollout, grades: tuple[AttemptGrade, ...]) -> Round:

@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+T = TypeVar("T")
 
 WORKER_MEMORY_BYTES = 8 * 2**30
 """Address space of a worker. An answer like 9^{9^{9^9}} would fill the machine long before the time limit."""
@@ -28,10 +30,11 @@ ORPHAN_SECONDS = 5.0
 
 
 class ComparisonPool:
-    """Runs `function(*arguments) -> float` for many arguments, in order, each within `timeout_seconds`.
+    """Runs `function(*arguments)` for many arguments, in order, each within `timeout_seconds`.
 
-    What fails is 0 and is counted in `counts`: `timeouts` (killed), `crashes` (the worker died), `errors` (it raised, for
-    instance for want of memory). Workers start with the first comparison; the time a worker needs to start does not count.
+    What fails gets the caller's value for that (0) and is counted in `counts`: `timeouts` (killed), `crashes` (the worker
+    died), `errors` (it raised, for instance for want of memory). Workers start with the first comparison; the time a worker
+    needs to start does not count.
     """
 
     def __init__(self, workers: int, timeout_seconds: float, memory_bytes: int = WORKER_MEMORY_BYTES):
@@ -39,19 +42,20 @@ class ComparisonPool:
         self._workers, self._timeout, self._memory = workers, timeout_seconds, memory_bytes
         self._pool: ProcessPool | None = None
 
-    def run(self, function: Callable[..., float], arguments: Sequence[tuple[Any, ...]]) -> list[float]:
-        """Verdicts in the order of the arguments. `function` and arguments must be picklable.
+    def run(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], failed: T = 0.0) -> list[T]:
+        """Verdicts in the order of the arguments, `failed` for those that failed. `function`, arguments and verdicts must be
+        picklable, and no verdict may be None.
 
         Raises:
             RuntimeError: workers cannot be started.
         """
-        verdicts: dict[int, float] = {}
+        verdicts: dict[int, T] = {}
         for _ in range(2):
             waiting = {
                 index: self._submit(function, arguments[index]) for index in range(len(arguments)) if index not in verdicts
             }
             for index, future in waiting.items():
-                verdict = self._verdict(future)
+                verdict = self._verdict(future, failed)
                 if verdict is not None:
                     verdicts[index] = verdict
             if len(verdicts) == len(arguments):
@@ -69,7 +73,7 @@ class ComparisonPool:
             self._pool.join()
             self._pool = None
 
-    def _submit(self, function: Callable[..., float], arguments: tuple[Any, ...]) -> ProcessFuture | None:
+    def _submit(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> ProcessFuture | None:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(self._workers, initializer=_start_worker, initargs=(self._memory,), context=context)
@@ -79,10 +83,10 @@ class ComparisonPool:
         except (BrokenProcessPool, RuntimeError):
             return None
 
-    def _verdict(self, future: ProcessFuture | None) -> float | None:
+    def _verdict(self, future: ProcessFuture | None, failed: T) -> T | None:
         """The verdict, or None where the pool itself broke (a worker died while idle) and the work must be given out again."""
         try:
-            return None if future is None else float(future.result())
+            return None if future is None else future.result()
         except BrokenProcessPool:
             return None
         except FutureTimeoutError:
@@ -91,7 +95,7 @@ class ComparisonPool:
             self.counts["crashes"] += 1
         except (Exception, SystemExit):  # pebble raises here whatever the worker raised there
             self.counts["errors"] += 1
-        return 0.0
+        return failed
 
 
 def _start_worker(memory_bytes: int) -> None:
@@ -102,7 +106,7 @@ def _start_worker(memory_bytes: int) -> None:
     import math_verify  # noqa: F401
 
 
-def _guarded(function: Callable[..., float], limit_seconds: float, *arguments: Any) -> float:
+def _guarded(function: Callable[..., T], limit_seconds: float, *arguments: Any) -> T:
     """Runs the comparison; ends its worker beyond the limit, so that none outlives a killed trainer for long.
 
     faulthandler's timer is a thread in C: it fires in endless loops of Python and of C code alike.

@@ -1,8 +1,8 @@
 """Evaluation: how often first and final answers are right, and what corrections change, per set and temperature.
 
-The same code runs during training (with the trainer's engine, already synced) and for a checkpoint on disk. Prompts,
-random numbers and judging depend on the configuration alone, so two evaluations of one model agree, and two models
-are compared on equal draws.
+The same code runs during training (with the trainer's engine, already synced) and for a checkpoint on disk
+(`training.evaluate_checkpoint`). Prompts, random numbers and judging depend on the configuration alone, so two evaluations of
+one model agree, and two models are compared on equal draws.
 """
 
 from __future__ import annotations
@@ -10,154 +10,130 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from os import PathLike
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from itertools import zip_longest
+from types import MappingProxyType
+from typing import TypeVar
 
-import torch
 from rich import console
 from rich.console import RenderableType
 
-from octopus_mcore.config.plugins import load_plugin
-from octopus_mcore.config.rollout_checks import correction_keys
 from octopus_mcore.config.schema import Config
 from octopus_mcore.config.vocabulary import temperature_name
 from octopus_mcore.data.processor import Processor
+from octopus_mcore.evals.judge import BenchmarkJudge
+from octopus_mcore.evals.measures import set_metrics
+from octopus_mcore.evals.predictions import Prediction, Sample, samples_of
 from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
-from octopus_mcore.experience.statistics import rates, tally
-from octopus_mcore.experience.types import Group, Prompt
-from octopus_mcore.models.hf_folder import HFFolder
+from octopus_mcore.experience.types import Prompt
 from octopus_mcore.observe.table import evaluated_sets, phase_rows, rich_table
 from octopus_mcore.rewards.judge import Judge
-from octopus_mcore.rewards.rows import row_judge
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
 from octopus_mcore.rollout.programs import ForcedRounds, SampleProgram
-from octopus_mcore.runtime.world import local_device
-from octopus_mcore.training.engines import build_engine
+from octopus_mcore.training.evaluation_sets import EvaluationSet, open_sets, set_prompts
 
-EXPORT_FOLDER = "export"
-"""Where a run directory keeps its exported Hugging Face model."""
+T = TypeVar("T")
 
-Tallies = dict[str, Counter[str]]
-"""Counts by `<set>/T<temperature>`, or `<set>/T<temperature>/round<k>` after a forced round; those of several ranks add up."""
+NO_SETS: Mapping[str, EvaluationSet] = MappingProxyType({})
 
 _ROUND = re.compile(r"round(\d+)_(.*)")
 
 
 def evaluation_prompts(config: Config, processor: Processor, names: Iterable[str] | None = None) -> dict[str, list[Prompt]]:
-    """Prompts of the named sets (all sets by default); their images enter the processor's store and must stay there.
+    """All prompts of the named sets (all sets by default). Raises what `open_sets` and `set_prompts` raise."""
+    return {name: set_prompts(opened, processor, config.rewards) for name, opened in open_sets(config, names).items()}
 
-    Raises:
-        ValueError: a name is no set, a set has no rows, some of its prompts are too long (a set shrunk in silence would be
-            another set), or `rewards` cannot judge a row.
-        PluginError: a source cannot be loaded. What a source raises for its rows passes through.
+
+async def answered(
+    config: Config,
+    engine: RolloutEngine,
+    processor: Processor,
+    judge: Judge | BenchmarkJudge,
+    name: str,
+    prompts: Sequence[Prompt],
+) -> list[Prediction]:
+    """The prompts of the set `name`, answered `eval.samples` times at each of `eval.temperatures` (once at 0) and judged.
+
+    Prompts may come in any pieces, from any rank: a response does not depend on what it is sampled with.
     """
-    prompts = {}
-    for name in config.eval.sets if names is None else names:
-        if name not in config.eval.sets:
-            raise ValueError(f"there is no evaluation set {name!r}; eval.sets has {', '.join(config.eval.sets) or 'none'}")
-        key, chosen = f"eval.sets.{name}", config.eval.sets[name]
-        source = load_plugin(chosen.source, f"{key}.source")
-        size = min(chosen.size, len(source)) if hasattr(source, "__len__") else chosen.size
-        prompts[name], too_long = processor.prompts(source.rows(0, size, config.run.seed))
-        if too_long:
-            raise ValueError(f"{key}: {len(too_long)} of {size} prompts are too long, the first of them: {too_long[0]}")
-        if not prompts[name]:
-            raise ValueError(f"{key}: its source has no rows")
-        for prompt in prompts[name]:
-            row_judge(config.rewards, prompt.uid, prompt.answer, prompt.metadata)
-    return prompts
+    evaluation = config.eval
+    finder = SpanFinder(processor.tokenizer)
+    samples: list[tuple[Sample, ...]] = [()] * len(prompts)
+    for temperature in evaluation.temperatures:
+        sampling = SamplingParams(
+            temperature=temperature,
+            top_p=evaluation.top_p,
+            max_new_tokens=evaluation.max_new_tokens or config.rollout.max_new_tokens,
+            stop_token_ids=processor.tokens.end_ids,
+            banned_token_ids=processor.tokens.banned,
+        )
+        program = ForcedRounds(
+            SampleProgram(finder, sampling, n=evaluation.samples if temperature else 1),
+            processor.encode(evaluation.forced_text or SEPARATOR),
+            evaluation.forced_rounds,
+            one_attempt=evaluation.forced_text is not None,
+        )
+        key = (config.run.seed, "evaluation", f"{name}/{temperature_name(temperature)}")
+        stages = await program.run_rounds(prompts, engine, judge, key)
+        samples = [before + new for before, new in zip(samples, samples_of(temperature, stages), strict=True)]
+    return [
+        Prediction(name, prompt.uid, prompt.question, prompt.answer, given)
+        for prompt, given in zip(prompts, samples, strict=True)
+    ]
 
 
-async def evaluation_tallies(
+async def predictions(
     config: Config,
     engine: RolloutEngine,
     processor: Processor,
     judge: Judge,
     prompts: Mapping[str, Sequence[Prompt]],
-) -> Tallies:
-    """One response to each prompt at each of `eval.temperatures`, judged and counted.
-
-    Ranks that share the work pass disjoint prompts and add their tallies: a response does not depend on what it is
-        sampled with.
-    """
-    tallies: Tallies = {}
-    finder = SpanFinder(processor.tokenizer)
+    sets: Mapping[str, EvaluationSet] = NO_SETS,
+) -> dict[str, list[Prediction]]:
+    """Predictions without texts for the prompts of several sets; benchmarks among the opened `sets` judge their own."""
+    found = {}
     for name, chosen in prompts.items():
-        for temperature in config.eval.temperatures:
-            sampling = SamplingParams(
-                temperature=temperature,
-                max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
-                stop_token_ids=processor.tokens.end_ids,
-                banned_token_ids=processor.tokens.banned,
-            )
-            program = ForcedRounds(
-                SampleProgram(finder, sampling, n=1),
-                processor.encode(config.eval.forced_text or SEPARATOR),
-                config.eval.forced_rounds,
-                one_attempt=config.eval.forced_text is not None,
-            )
-            place = f"{name}/{temperature_name(temperature)}"
-            rounds = await program.run_rounds(chosen, engine, judge, (config.run.seed, "evaluation", place))
-            for number, groups in enumerate(rounds):
-                tallies[f"{place}/round{number}" if number else place] = _tally(groups)
-    return tallies
+        with ExitStack() as stack:
+            own = sets[name].judge(config.rewards, stack) if name in sets else None
+            made = await answered(config, engine, processor, own or judge, name, chosen)
+        found[name] = [prediction.without_texts() for prediction in made]
+    return found
 
 
-def evaluation_metrics(tallies: Tallies) -> dict[str, float]:
-    """Metrics by `<set>/T<temperature>/<metric>`: those of `experience.statistics.rates`, and as `round<k>_<metric>` the same
-    of the responses after forced round k, which compare the first attempt with the last."""
+def evaluation_metrics(
+    config: Config,
+    found: Mapping[str, Sequence[Prediction]],
+    sets: Mapping[str, EvaluationSet] = NO_SETS,
+    costs: bool = False,
+) -> dict[str, float]:
+    """Metrics by `<set>/T<temperature>/<metric>`, as `evals.measures.set_metrics`. A benchmark's own are among them where it is
+    among the opened `sets`."""
     metrics = {}
-    for place, counts in tallies.items():
-        base, _, number = place.partition("/round")
-        prefix = f"round{number}_" if number else ""
-        metrics |= {f"{base}/{prefix}{metric}": value for metric, value in rates(counts).items()}
+    for name, of_set in found.items():
+        opened = sets.get(name)
+        own = (opened.benchmark, opened.items) if opened is not None else (None, None)
+        values = set_metrics(of_set, config.eval.temperatures, config.eval.forced_rounds, *own, costs=costs)
+        metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
     return metrics
 
 
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """What was dealt out in turn (`items[rank::ranks]`), in its order again."""
+    nothing = object()
+    return [item for turn in zip_longest(*parts, fillvalue=nothing) for item in turn if item is not nothing]
+
+
 def evaluate(
-    config: Config, engine: RolloutEngine, processor: Processor, judge: Judge, prompts: Mapping[str, Sequence[Prompt]]
+    config: Config,
+    engine: RolloutEngine,
+    processor: Processor,
+    judge: Judge,
+    prompts: Mapping[str, Sequence[Prompt]],
+    sets: Mapping[str, EvaluationSet] = NO_SETS,
 ) -> dict[str, float]:
     """Metrics of the engine's present weights on these prompts, by one process."""
-    return evaluation_metrics(asyncio.run(evaluation_tallies(config, engine, processor, judge, prompts)))
-
-
-def evaluate_checkpoint(
-    path: str | PathLike, config: Config, names: Iterable[str] | None = None, device: torch.device | None = None
-) -> dict[str, float]:
-    """Metrics of a Hugging Face folder, or of the model that a run directory exported, on the named sets (all by default).
-    The configured engine generates.
-
-    Raises:
-        FileNotFoundError: neither is at `path`, or a file of the checkpoint is missing.
-        ValueError: as `evaluation_prompts`, the checkpoint is incomplete, or its tokenizer cannot show the corrections that the
-            configuration is about.
-        EngineError: a server of `rollout.engine` failed.
-    """
-    folder = HFFolder(checkpoint_folder(path))
-    processor = Processor.configured(folder.path, config.data)
-    SpanFinder(processor.tokenizer).require_corrections(correction_keys(config, phases=False))
-    prompts = evaluation_prompts(config, processor, names)
-    with ExitStack() as stack:
-        judge = stack.enter_context(Judge(config.rewards))
-        logs = Path(stack.enter_context(TemporaryDirectory()))
-        engine = build_engine(config, folder.path, processor.images, device or local_device(), logs, stack)
-        engine.update_weights(folder.stream(), version=0)
-        return evaluate(config, engine, processor, judge, prompts)
-
-
-def checkpoint_folder(path: str | PathLike) -> Path:
-    """The Hugging Face folder that `path` is, or that the run directory `path` holds. Raises FileNotFoundError."""
-    for folder in (Path(path), Path(path) / EXPORT_FOLDER):
-        if (folder / "config.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"{path}: expected a Hugging Face folder (with config.json) or a run directory that has exported its model "
-        f"({EXPORT_FOLDER}/config.json)"
-    )
+    return evaluation_metrics(config, asyncio.run(predictions(config, engine, processor, judge, prompts, sets)), sets)
 
 
 def evaluation_records(metrics: Mapping[str, float], label: str, step: int = 0) -> list[dict[str, str | float | None]]:
@@ -177,7 +153,3 @@ def evaluation_table(metrics: Mapping[str, float], label: str = "checkpoint") ->
     """One table per set for a terminal, with a section for each forced round."""
     records = evaluation_records(metrics, label)
     return console.Group(*(rich_table(phase_rows(records, name), name) for name in evaluated_sets(records)))
-
-
-def _tally(groups: Iterable[Group]) -> Counter[str]:
-    return tally(rollout for group in groups for rollout in group.rollouts)

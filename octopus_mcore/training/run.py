@@ -25,7 +25,8 @@ from octopus_mcore.rollout.rethink import encoded_triggers
 from octopus_mcore.runtime.versions import hardware, header, versions
 from octopus_mcore.runtime.world import World, join_world
 from octopus_mcore.training.engines import build_seat
-from octopus_mcore.training.evaluate import EXPORT_FOLDER, evaluation_prompts
+from octopus_mcore.training.evaluate_checkpoint import EXPORT_FOLDER
+from octopus_mcore.training.evaluation_sets import open_sets, set_prompts
 from octopus_mcore.training.resume import resume_state
 from octopus_mcore.training.rl import run_rl_phase
 from octopus_mcore.training.row_judges import validate_row_judges
@@ -83,7 +84,8 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
     if world.is_main:
         validate_replays(config)
         validate_row_judges(config)
-    prompts = evaluation_prompts(config, processor) if world.is_replica_leader else {}
+    sets = open_sets(config) if world.is_replica_leader else {}
+    prompts = {name: set_prompts(opened, processor, config.rewards) for name, opened in sets.items()}
     policy = Policy(config, world, processor.images, processor.tokens.banned)
     progress = stack.enter_context(Progress(config.phases, main=world.is_main, lines=config.observe.progress))
     for note in notes:
@@ -98,6 +100,7 @@ def _open_session(config: Config, world: World, directory: RunDirectory, state: 
         log=_open_log(config, directory, state, stack) if world.is_main else None,
         progress=progress,
         evaluation_prompts=prompts,
+        evaluation_sets=sets,
         state=state,
         timer=StepTimer(on_enter=progress.activity),
     )

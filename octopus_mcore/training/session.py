@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from octopus_mcore.config.rollout import RolloutConfig
 from octopus_mcore.config.schema import Config, RLPhaseConfig
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import PromptSource, Row
+from octopus_mcore.evals.predictions import Prediction
 from octopus_mcore.experience.journal import read_groups
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import Group, Prompt, Rollout
@@ -33,7 +33,8 @@ from octopus_mcore.rollout.rethink import ForcedRethink
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.runtime.world import World, device_model
 from octopus_mcore.training.engine_seat import EngineSeat
-from octopus_mcore.training.evaluate import Tallies, evaluation_metrics, evaluation_tallies
+from octopus_mcore.training.evaluate import evaluation_metrics, interleaved, predictions
+from octopus_mcore.training.evaluation_sets import EvaluationSet
 from octopus_mcore.training.performance import performance_metrics
 from octopus_mcore.training.run_state import RunState, images_of, restore_images
 
@@ -43,7 +44,8 @@ _MOST_TOO_LONG_IN_A_ROW = 1000
 
 @dataclass
 class Session:
-    """One rank's run. `log` is None on all ranks but the main one."""
+    """One rank's run. `log` is None on all ranks but the main one; evaluation prompts and sets are empty on ranks that lead no
+    replica."""
 
     config: Config
     world: World
@@ -57,6 +59,7 @@ class Session:
     state: RunState
     timer: StepTimer = field(default_factory=StepTimer)
     precision_noted: bool = False
+    evaluation_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
     @property
     def engine(self) -> RolloutEngine | None:
@@ -158,20 +161,19 @@ class Session:
         return items[self.world.data_rank :: self.world.data_size]
 
     def evaluate(self, phase: str, step: int, names: Sequence[str], judge: Judge | None) -> dict[str, float]:
-        """Evaluates the policy on the named sets and records it; metrics by `<set>/T<temperature>/<name>`, on every rank."""
+        """Evaluates the policy on the named sets and records it; metrics by `<set>/T<temperature>/<name>`, on every rank. A
+        benchmark's own are there on ranks that lead a replica, which have its questions."""
         if not names:
             return {}
         self.seat.sync()
 
-        def tallies(engine: RolloutEngine) -> Coroutine[Any, Any, Tallies]:
+        def answers(engine: RolloutEngine) -> Coroutine[Any, Any, dict[str, list[Prediction]]]:
             prompts = {name: self.share(self.evaluation_prompts[name]) for name in names}
-            return evaluation_tallies(self.config, engine, self.processor, judge, prompts)
+            return predictions(self.config, engine, self.processor, judge, prompts, self.evaluation_sets)
 
-        total: Tallies = {}
-        for part in self.seat.run("evaluation", tallies):
-            for place, counts in part.items():
-                total.setdefault(place, Counter()).update(counts)
-        metrics = evaluation_metrics(total)
+        parts = self.seat.run("evaluation", answers)
+        found = {name: interleaved([part[name] for part in parts]) for name in names}
+        metrics = evaluation_metrics(self.config, found, self.evaluation_sets)
         self.record(phase, step, {f"eval/{name}": value for name, value in metrics.items()})
         return metrics
 

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import shutil
-from collections import Counter
 
 import pytest
 import torch
@@ -21,15 +20,15 @@ from octopus_mcore.rollout.embedded import EmbeddedEngine
 from octopus_mcore.rollout.engine import Generation, GenerationRequest, SamplingParams
 from octopus_mcore.runtime.seeds import key_bits
 from octopus_mcore.training.evaluate import (
-    checkpoint_folder,
     evaluate,
-    evaluate_checkpoint,
     evaluation_metrics,
     evaluation_prompts,
     evaluation_records,
     evaluation_table,
-    evaluation_tallies,
+    interleaved,
+    predictions,
 )
+from octopus_mcore.training.evaluate_checkpoint import checkpoint_folder, evaluate_checkpoint
 from octopus_mcore.training.generate import generate_answer
 from tests.tiny_folders import forget_think_tokens
 
@@ -148,19 +147,15 @@ def test_forced_rounds_are_counted_apart(digits_checkpoint, processor, judge):
     assert records[2]["eval/validation/T0/final_accuracy"] == pytest.approx(0.5) and records[0]["step"] == 4
 
 
-def test_tallies_of_shares_add_up(config, processor, judge):
+def test_shares_of_ranks_give_the_numbers_of_the_whole(config, processor, judge):
     prompts = evaluation_prompts(config, processor, ["validation"])
     engine = ScriptedEngine(processor, prompts["validation"])
     shares = [{"validation": prompts["validation"][rank::3]} for rank in range(3)]
-    parts = [asyncio.run(evaluation_tallies(config, engine, processor, judge, share)) for share in shares]
-    total = {place: Counter() for place in parts[0]}
-    for part in parts:
-        for place, counts in part.items():
-            total[place].update(counts)
+    parts = [asyncio.run(predictions(config, engine, processor, judge, share)) for share in shares]
+    found = {"validation": interleaved([part["validation"] for part in parts])}
+    assert [prediction.uid for prediction in found["validation"]] == [prompt.uid for prompt in prompts["validation"]]
     whole = evaluate(config, engine, processor, judge, prompts)
-    added = evaluation_metrics(total)
-    assert added.keys() == whole.keys()
-    assert all(added[key] == pytest.approx(whole[key], nan_ok=True) for key in whole)
+    assert evaluation_metrics(config, found) == pytest.approx(whole, nan_ok=True, abs=0, rel=0)
 
 
 def test_a_checkpoint_and_a_run_directory_give_the_same_numbers_twice(config, digits_checkpoint, tmp_path, monkeypatch):
@@ -177,7 +172,7 @@ def test_a_checkpoint_and_a_run_directory_give_the_same_numbers_twice(config, di
     results = []
     for path in (digits_checkpoint, digits_checkpoint, tmp_path / "run"):
         sampled.append([])
-        results.append(evaluate_checkpoint(path, config, ["test"]))
+        results.append(evaluate_checkpoint(path, config, ["test"]).metrics)
     assert sampled[0] == sampled[1] == sampled[2] and len(set(sampled[0])) > 8
     for other in results[1:]:
         assert all(other[key] == pytest.approx(results[0][key], nan_ok=True) for key in results[0])
@@ -261,7 +256,7 @@ def test_a_model_without_think_tokens_is_evaluated_by_single_attempts(digits_che
     """Qwen2.5-VL as published: it answers and is graded; what needs corrections is refused by its key."""
     folder = forget_think_tokens(shutil.copytree(digits_checkpoint, tmp_path / "model"))
     alone = {"rewards": {"judge": "exact", "workers": 0, "shaping": "accuracy"}}
-    metrics = evaluate_checkpoint(folder, make_config(folder, **alone), ["test"])
+    metrics = evaluate_checkpoint(folder, make_config(folder, **alone), ["test"]).metrics
     assert metrics["test/T1/correction_share"] == 0 and metrics["test/T1/length"] > 0
     with pytest.raises(ValueError, match=r"needs corrections: rewards\.shaping=self_correction\. Set"):
         evaluate_checkpoint(folder, make_config(folder), ["test"])
