@@ -69,9 +69,9 @@ def set_metrics(
         for forced in range(forced_rounds + 1):
             prefix = f"{temperature_name(temperature)}/" + (f"round{forced}_" if forced else "")
             found = dict(_rates(predictions, temperature, forced))
-            for name, choice in (("first", first_answer), ("final", final_answer(forced))):
-                if not forced or name == "final":
-                    found |= _repeated(predictions, temperature, name, choice)
+            choices = {"final": final_answer(forced)} if forced else {"first": first_answer, "final": final_answer(0)}
+            for name, choice in choices.items():
+                found |= _repeated(predictions, temperature, name, choice)
                 if benchmark is not None:
                     own = benchmark.metrics([items[p.uid] for p in predictions], mean_scores(predictions, temperature, choice))
                     found |= {f"{name}/{key}": value for key, value in own.items()}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from octopus_mcore.config.evaluation import EvalConfig
 from octopus_mcore.data.processor import PromptTooLong
 from octopus_mcore.experience.journal import append_groups
 from octopus_mcore.experience.types import Prompt
@@ -44,7 +45,7 @@ class EveryThirdFits:
 
 def session_with(processor: EveryThirdFits) -> Session:
     parts = dict.fromkeys(("world", "policy", "seat", "directory", "log", "progress"))
-    config = SimpleNamespace(run=SimpleNamespace(seed=0))
+    config = SimpleNamespace(run=SimpleNamespace(seed=0), eval=EvalConfig())
     return Session(config=config, processor=processor, evaluation_prompts={}, state=RunState(), **parts)
 
 
