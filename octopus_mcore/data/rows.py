@@ -151,10 +151,10 @@ class RowSource:
         """The row in a record. Raises `RowError`."""
         answer = "" if self.answer_key is None else text_field(record, self.answer_key, numbers=True)
         if self.answer_boxed and self.answer_key is not None:
-            answer = _in_box(answer, record.at(self.answer_key))
+            answer = boxed_truth(answer, record.at(self.answer_key))
         images = () if self.image_key is None else _images(record, self.image_key, self.image_root)
-        question = _question(record, self.question_key)
-        _check_markers(question, len(images), record.at(self.question_key))
+        question = question_field(record, self.question_key)
+        check_markers(question, len(images), record.at(self.question_key))
         metadata = {name: record.get(key) for name, key in self.metadata_keys.items()}
         for name, value in metadata.items():
             _check_json(value, record.at(self.metadata_keys[name]))
@@ -209,7 +209,7 @@ class RowSource:
             return [record for number in chunk for record in self._readable([number], errors, keys)]
 
 
-def _question(record: Record, key: str) -> str:
+def question_field(record: Record, key: str) -> str:
     """The question as a text, or as a chat of one user turn. Raises `RowError`."""
     value = record.get(key)
     if not isinstance(value, list):
@@ -219,7 +219,7 @@ def _question(record: Record, key: str) -> str:
     return text_field(Record({key: value[0].get("content")}, record.file, record.number), key)
 
 
-def _in_box(answer: str, place: str) -> str:
+def boxed_truth(answer: str, place: str) -> str:
     """What stands in the last box of a truth. Raises `RowError`."""
     content = last_boxed(answer)
     if content is None or not content.strip():
@@ -255,7 +255,7 @@ def _check_json(value: Any, where: str) -> None:
         raise RowError(f"{where}: metadata must be what JSON can hold, found {type(value).__name__} ({error})") from error
 
 
-def _check_markers(question: str, images: int, place: str) -> None:
+def check_markers(question: str, images: int, place: str) -> None:
     """What the processor would refuse when the row's turn comes, which may be after a day of training. Raises `RowError`."""
     if (markers := question.count(IMAGE_MARKER)) not in (0, images):
         raise RowError(

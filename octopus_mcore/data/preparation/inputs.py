@@ -1,0 +1,150 @@
+"""Where a dataset's files are: a folder on the disk or a snapshot of the hub; and whether they have the dataset's layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from octopus_mcore.data.preparation.dataset import Dataset
+from octopus_mcore.data.tables import Record, Table, open_table
+
+HUB = "hub:"
+_CHUNK = 128
+"""Records that are in memory at a time; a parquet file's row group is in memory as a whole anyway."""
+_LOOKED_AT = 20
+"""Records that the check of the layout reads at most to find one that can be read."""
+_HASHED = 2**20
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row whose record cannot be read."""
+
+    file: Path
+    number: int
+    error: str
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of rows: its path below the source, length and checksum, and the number of its records."""
+
+    name: str
+    path: Path
+    nbytes: int
+    sha256: str
+    rows: int
+
+    def records(self) -> Iterator[Record | Unreadable]:
+        """All records in order; a record that cannot be read costs only itself."""
+        table = open_table(self.path)
+        for start in range(0, len(table), _CHUNK):
+            yield from _readable(table, self.path, range(start, min(start + _CHUNK, len(table))))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A dataset's files: the folder in which they lie, its commit on the hub (None for a folder of the user's), files by split,
+    and splits of which there is no file."""
+
+    folder: Path
+    commit: str | None
+    splits: Mapping[str, tuple[InputFile, ...]]
+    absent: tuple[str, ...]
+
+
+def find_inputs(dataset: Dataset, source: str) -> Inputs:
+    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, whose files are downloaded where they are not in the
+    hub's cache yet.
+
+    Raises:
+        FileNotFoundError: no such folder, nothing on the hub, or no file of any split.
+        ValueError: a file has another layout.
+    """
+    folder, commit = _folder(dataset, source)
+    found = {split: _matching(folder, patterns) for split, patterns in dataset.splits.items()}
+    if not any(found.values()):
+        wanted = "; ".join(f"{split}: {' or '.join(patterns)}" for split, patterns in dataset.splits.items())
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+        raise FileNotFoundError(f"{folder} holds no file of {dataset.name}: expected {wanted}; found {held}")
+    splits = {split: tuple(_input_file(dataset, folder, path) for path in paths) for split, paths in found.items() if paths}
+    return Inputs(folder, commit, splits, tuple(split for split, paths in found.items() if not paths))
+
+
+def archive_files(folder: Path, patterns: tuple[str, ...]) -> list[tuple[Path, ...]]:
+    """The zip files with images in a folder, each as its parts in order."""
+    found = (tuple(sorted(folder.glob(pattern))) for pattern in patterns)
+    return [parts for parts in found if parts]
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """Length and SHA-256 of a file."""
+    digest, length = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while block := stream.read(_HASHED):
+            digest.update(block)
+            length += len(block)
+    return length, digest.hexdigest()
+
+
+def _folder(dataset: Dataset, source: str) -> tuple[Path, str | None]:
+    if not source.startswith(HUB):
+        folder = Path(source)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"source {source!r}: there is no such folder; give one, or {HUB}owner/name, such as {HUB}{dataset.hub}"
+            )
+        return folder, None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = source.removeprefix(HUB).partition("@")
+    patterns = sorted({pattern for split in dataset.splits.values() for pattern in split} | {*dataset.archives})
+    try:
+        folder = Path(
+            snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"source {source!r} cannot be had from the hub: {error}") from error
+    return folder, folder.name
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """The files of the first pattern that matches any."""
+    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+
+
+def _input_file(dataset: Dataset, folder: Path, path: Path) -> InputFile:
+    table = open_table(path)
+    _check_layout(dataset, path, table)
+    nbytes, sha256 = file_digest(path)
+    return InputFile(path.relative_to(folder).as_posix(), path, nbytes, sha256, len(table))
+
+
+def _check_layout(dataset: Dataset, path: Path, table: Table) -> None:
+    """Raises ValueError where the first record that can be read lacks columns of the dataset."""
+    first = next((r for r in _readable(table, path, range(min(_LOOKED_AT, len(table)))) if isinstance(r, Record)), None)
+    if first is None:
+        raise ValueError(f"{path}: none of its first {min(_LOOKED_AT, len(table))} rows can be read")
+    if missing := [column for column in dataset.columns if column not in first.fields]:
+        raise ValueError(
+            f"{path} has not the layout of {dataset.name}: expected the columns {', '.join(dataset.columns)}; found "
+            f"{', '.join(map(str, first.fields))}; missing are {', '.join(missing)}"
+        )
+
+
+def _readable(table: Table, path: Path, wanted: range) -> Iterator[Record | Unreadable]:
+    """These records; where a chunk cannot be read, each on its own."""
+    try:
+        records: list[Record | Unreadable] = list(table.records(wanted))
+    except ValueError as error:  # RowError, or text that is no UTF-8
+        if len(wanted) == 1:
+            yield Unreadable(path, wanted[0] + 1, str(error))
+            return
+        for index in wanted:
+            yield from _readable(table, path, range(index, index + 1))
+        return
+    yield from records
+
