@@ -63,9 +63,7 @@ def prepare(
 
         chosen = find_dataset(dataset)
         words = _words(sources, chosen.name, chosen.sources)
-        options = Options(
-            image_root, resize_for, (min_pixels, max_pixels), keep_pass_rate, words, limit, workers
-        )
+        options = Options(image_root, resize_for, (min_pixels, max_pixels), keep_pass_rate, words, limit, workers)
         with _progress() as watcher:
             report = run(chosen, source or f"hub:{chosen.hub}", out, options, watcher)
         _show(report)
@@ -88,8 +86,8 @@ def _words(sources: str | None, name: str, documented: tuple[str, ...]) -> tuple
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Shows how many rows are read, on the error stream, where it takes longer than two seconds: a bar in a terminal, a line now
-    and then anywhere else."""
+    """Shows how many rows are read, on the error stream, where it takes longer than two seconds: a bar in a terminal, a line
+    now and then anywhere else."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ _CHUNK = 128
 _LOOKED_AT = 20
 """Records that the check of the layout reads at most to find one that can be read."""
 _HASHED = 2**20
+_NUMBER = re.compile(r", row (\d+)[,:]")
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Inputs:
 
 
 def find_inputs(dataset: Dataset, source: str) -> Inputs:
-    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, whose files are downloaded where they are not in the
-    hub's cache yet.
+    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, which are downloaded where they are not in the hub's
+    cache yet.
 
     Raises:
         FileNotFoundError: no such folder, nothing on the hub, or no file of any split.
@@ -103,9 +105,7 @@ def _folder(dataset: Dataset, source: str) -> tuple[Path, str | None]:
     repository, _, revision = source.removeprefix(HUB).partition("@")
     patterns = sorted({pattern for split in dataset.splits.values() for pattern in split} | {*dataset.archives})
     try:
-        folder = Path(
-            snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
-        )
+        folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(f"source {source!r} cannot be had from the hub: {error}") from error
     return folder, folder.name
@@ -141,10 +141,10 @@ def _readable(table: Table, path: Path, wanted: range) -> Iterator[Record | Unre
         records: list[Record | Unreadable] = list(table.records(wanted))
     except ValueError as error:  # RowError, or text that is no UTF-8
         if len(wanted) == 1:
-            yield Unreadable(path, wanted[0] + 1, str(error))
+            named = _NUMBER.search(str(error))
+            yield Unreadable(path, int(named[1]) if named else wanted[0] + 1, str(error))
             return
         for index in wanted:
             yield from _readable(table, path, range(index, index + 1))
         return
     yield from records
-

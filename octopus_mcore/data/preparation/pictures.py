@@ -139,8 +139,8 @@ class _Joined(io.RawIOBase):
 
 
 def stored_form(data: bytes, what: str, processor: Qwen2VLImageProcessorPil | None) -> StoredImage:
-    """How an encoded image is stored. PNG and JPEG files stay as they are, so that they decode to the same pixels; other formats
-    become PNG. With a `processor`, an image that it would resize is resized as it does, and becomes PNG.
+    """How an encoded image is stored. PNG and JPEG files stay as they are, so that they decode to the same pixels; other
+    formats become PNG. With a `processor`, an image that it would resize is resized as it does, and becomes PNG.
 
     Raises:
         ValueError: as `open_image`. `what` names the image.

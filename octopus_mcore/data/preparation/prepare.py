@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.preparation.folder import CHECKSUMS, FORMAT, REPORT, Lines, check_target, draft_of
 from octopus_mcore.data.preparation.inputs import InputFile, Inputs, archive_files, find_inputs
 from octopus_mcore.data.preparation.pictures import StoredImage
-from octopus_mcore.data.preparation.reading import Job, Prepared, Rejected, read_rows
+from octopus_mcore.data.preparation.reading import Job, Prepared, Reader, Rejected, read_in_worker
 from octopus_mcore.data.preparation.source import source_text
 from octopus_mcore.data.preparation.tally import Tally
 from octopus_mcore.data.preparation.workers import in_order
@@ -79,10 +80,10 @@ def prepare(
     check_target(out)
     inputs = find_inputs(dataset, source)
     root = options.image_root or inputs.folder
-    archives = tuple(dict.fromkeys(parts for place in (root, inputs.folder) for parts in archive_files(place, dataset.archives)))
-    job = Job(
-        dataset, root, archives, options.keep_pass_rate, options.sources, options.resize_for, options.pixels
+    archives = tuple(
+        dict.fromkeys(parts for place in (root, inputs.folder) for parts in archive_files(place, dataset.archives))
     )
+    job = Job(dataset, root, archives, options.keep_pass_rate, options.sources, options.resize_for, options.pixels)
     with draft_of(out) as draft:
         run = _Run(job, options, inputs, draft, watcher)
         run.read()
@@ -106,7 +107,7 @@ def _check_options(dataset: Dataset, options: Options) -> None:
 
 
 class _Run:
-    """One preparation while it goes on: rows are read in workers; what becomes of them is decided and written here, in order."""
+    """One preparation while it goes on: rows are read in workers; what becomes of them is decided here, in order."""
 
     def __init__(self, job: Job, options: Options, inputs: Inputs, draft: Path, watcher: Watcher) -> None:
         self._job, self._options, self._inputs, self._draft, self._watcher = job, options, inputs, draft, watcher
@@ -151,7 +152,9 @@ class _Run:
     def _rows_of(self, file: InputFile) -> Iterator[Prepared | Rejected]:
         records = file.records()
         batches = iter(lambda: list(islice(records, _BATCH)), [])
-        for rows in in_order(partial(read_rows, self._job), batches, self._options.workers, read_rows.__module__):
+        workers = self._options.workers
+        read = Reader(self._job).rows if workers == 1 else partial(read_in_worker, pickle.dumps(self._job))
+        for rows in in_order(read, batches, workers, read_in_worker.__module__):
             yield from rows
 
     def _store(self, image: StoredImage) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +21,13 @@ from octopus_mcore.data.preparation.pictures import ImageBytes, ImageFiles, Stor
 from octopus_mcore.data.rows import boxed_truth, check_markers, question_field, text_field
 from octopus_mcore.data.tables import Record, RowError
 
+_KEY = re.compile(r", key '([^']+)': ")
+
 
 @dataclass(frozen=True)
 class Job:
-    """What the rows are read for: dataset, where images lie, filters (`sources` are words of which a row's source must hold one,
-    empty for all), and the checkpoint folder whose image processor resizes, with bounds of its own."""
+    """What the rows are read for: dataset, where images lie, filters (`sources` are words of which a row's source must hold
+    one, empty for all), and the checkpoint folder whose image processor resizes, with bounds of its own."""
 
     dataset: Dataset
     image_root: Path
@@ -36,8 +40,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is left out: `reason` is one of few words that are counted, `error` says what was expected and found. `kept` is
-    what was known of the row, for the tables."""
+    """A row that is left out: `reason` is one of few words that are counted, `error` says what was expected and found. `kept`
+    is what was known of the row, for the tables."""
 
     number: int
     key: str | None
@@ -70,39 +74,45 @@ class _Refusal(Exception):
         self.key, self.reason, self.error = key, reason, error
 
 
-def read_rows(job: Job, records: list[Record | Unreadable]) -> list[Prepared | Rejected]:
-    """The rows of some records, in order. Runs in worker processes: it depends on nothing but its arguments and the files."""
-    reader = _reader(job)
-    return [reader.row(record) for record in records]
+def read_in_worker(job: bytes, records: list[Record | Unreadable]) -> list[Prepared | Rejected]:
+    """`Reader.rows` of a pickled `Job`, in a process that keeps the reader from call to call."""
+    return _kept_reader(job).rows(records)
 
 
 @lru_cache(maxsize=1)
-def _reader(job: Job) -> _Reader:
-    return _Reader(job)
+def _kept_reader(job: bytes) -> Reader:
+    return Reader(pickle.loads(job))
 
 
-class _Reader:
-    """Reads rows for one job: keeps archives and image processor open."""
+class Reader:
+    """Reads rows for one job: keeps archives and image processor open. What it returns depends on the job, the record and the
+    image files alone."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._dataset = job, job.dataset
         self._files = ImageFiles(job.image_root, job.dataset.folders, job.archives)
         self._processor = load_image_processor(job.resize_for, job.pixels) if job.resize_for else None
 
+    def rows(self, records: list[Record | Unreadable]) -> list[Prepared | Rejected]:
+        """The rows of some records, in order."""
+        return [self.row(record) for record in records]
+
     def row(self, record: Record | Unreadable) -> Prepared | Rejected:
-        if isinstance(record, Unreadable):
-            return Rejected(record.number, None, "unreadable row", record.error, {})
+        """The row of a record, or why it is left out."""
         kept: dict[str, Any] = {}
         try:
+            if isinstance(record, Unreadable):
+                raise _Refusal(None, "unreadable row", record.error)
             return self._read(record, kept)
         except _Refusal as refusal:
-            return Rejected(record.number, refusal.key, refusal.reason, refusal.error, kept)
+            key, error = _without_place(refusal.error, record)
+            return Rejected(record.number, key or refusal.key, refusal.reason, error, kept)
 
     def _read(self, record: Record, kept: dict[str, Any]) -> Prepared:
         """The row. `kept` fills with the kept fields as far as they can be read. Raises `_Refusal`."""
         dataset, number = self._dataset, record.number
         if dataset.adapt is not None:
-            with _refusing(None, "layout of the row"):
+            with _refusing(None, "layout"):
                 record = Record(dict(dataset.adapt(record)), record.file, number)
         for name, key in dataset.kept.items():
             with _refusing(key, "kept field"):
@@ -115,7 +125,7 @@ class _Reader:
             with _refusing(dataset.answer, "answer without box"):
                 answer = boxed_truth(answer, record.at(dataset.answer))
         if dataset.check is not None:
-            with _refusing(None, "check of the dataset"):
+            with _refusing(None, "check"):
                 dataset.check(record)
         uid = self._uid(record)
         self._filter(kept, record)
@@ -169,12 +179,11 @@ class _Reader:
             return ImageBytes(item, None, "")
         if not isinstance(item, str) or not item:
             expected = "an image as a path, as bytes or as {'bytes', 'path'}"
-            raise _Refusal(key, "image", f"{record.at(key)}: expected {expected}, found {item!r:.80}")
+            raise _Refusal(key, "image", f"expected {expected}, found {item!r:.80}")
         with _refusing(key, "undecodable image"):
             found = self._files.read(item)
         if found is None:
-            where = f"{self._job.image_root} or its archives"
-            raise _Refusal(key, "missing image", f"{record.at(key)}: there is no {item[:200]!r} in {where}")
+            raise _Refusal(key, "missing image", f"there is no file {item[:200]!r}, nor is it in an archive")
         return found
 
 
@@ -194,6 +203,16 @@ def _refusing(key: str | None, reason: str) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:  # RowError and UnfitImage are ValueErrors
         raise _Refusal(key, reason, str(error)) from error
+
+
+def _without_place(error: str, record: Record | Unreadable) -> tuple[str | None, str]:
+    """The key that an error names, and the error without file, row and key, which stand beside it: rejects must not depend on
+    the folder in which the source lies."""
+    said = error.removeprefix(f"{record.file}, row {record.number}")
+    if said == error:
+        return None, error.replace(str(record.file.parent), "")
+    key = _KEY.match(said)
+    return (key[1], said[key.end() :]) if key else (None, said.removeprefix(": "))
 
 
 def _plain(value: Any, where: str) -> Any:

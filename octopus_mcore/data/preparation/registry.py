@@ -71,7 +71,7 @@ VIRL39K = Dataset(
 LLAVA_COT = Dataset(
     name="llava-cot-100k",
     hub="Xkev/LLaVA-CoT-100k",
-    splits={"rows": ("train.jsonl", "data/train-*.parquet", "train/*.arrow", "*.arrow")},
+    splits={"rows": ("train.jsonl", "data/train-*.parquet", "train/data-*.arrow", "data-*.arrow")},
     columns=("id", "image", "conversations"),
     question="question",
     images="image",
@@ -88,7 +88,7 @@ GEOMETRY3K = Dataset(
     name="geometry3k",
     hub="hiyouga/geometry3k",
     splits={
-        split: (f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.arrow")
+        split: (f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet", f"{split}/data-*.arrow")
         for split in ("train", "validation", "test")
     },
     columns=("problem", "answer", "images"),
@@ -97,7 +97,7 @@ GEOMETRY3K = Dataset(
 OCEAN_STAGE1 = Dataset(
     name="ocean-r1-stage1",
     hub="minglingfeng/Ocean_R1_visual_data_stage1",
-    splits={"rows": ("data/train-*.parquet", "train-*.parquet", "*stage1*.parquet", "train/*.arrow", "*.arrow")},
+    splits={"rows": ("data/train-*.parquet", "train-*.parquet", "*stage1*.parquet", "train/data-*.arrow", "data-*.arrow")},
     columns=("data_source", "prompt", "images", "reward_model", "extra_info"),
     question="prompt",
     answer="reward_model.ground_truth",
@@ -111,12 +111,12 @@ OCEAN_STAGE2 = replace(
     OCEAN_STAGE1,
     name="ocean-r1-stage2",
     hub="minglingfeng/Ocean_R1_visual_data_stage2",
-    splits={"rows": ("data/train-*.parquet", "train-*.parquet", "*stage2*.parquet", "train/*.arrow", "*.arrow")},
+    splits={"rows": ("data/train-*.parquet", "train-*.parquet", "*stage2*.parquet", "train/data-*.arrow", "data-*.arrow")},
 )
 
 
 def _ocean_test(name: str) -> Dataset:
-    patterns = ("data/test-*.parquet", "test-*.parquet", f"*{name}.parquet", "test/*.arrow", "*.arrow")
+    patterns = ("data/test-*.parquet", "test-*.parquet", f"*{name}.parquet", "test/data-*.arrow", "data-*.arrow")
     return replace(OCEAN_STAGE1, name=name.replace("_", "-"), hub=f"minglingfeng/{name}", splits={"rows": patterns})
 
 

@@ -14,24 +14,21 @@ def report_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     yield _splits(report)
     for split, counts in report["splits"].items():
         if counts["rejected"]:
-            yield _pairs(f"{split}: rows left out (rejects.jsonl)", "reason", {k: (v,) for k, v in counts["rejected"].items()})
+            reasons = {reason: {"rows": count} for reason, count in counts["rejected"].items()}
+            yield _pairs(f"{split}: rows left out, see rejects.jsonl", "reason", reasons)
         for title, values in counts.items():
-            if title.startswith("by "):
-                yield _pairs(f"{split}: {title}", title.removeprefix("by "), _read_kept(values), ("read", "kept"))
-        for key, bands in counts.get("pass rates", {}).items():
-            kept = f"; the documented rule keeps {counts['the documented rule keeps']:,}"
-            yield _pairs(f"{split}: {key}{kept}", "rate", _read_kept(bands), ("read", "kept"))
+            if title.startswith(("by ", "rate ")):
+                yield _pairs(f"{split}: {title}", title.partition(" ")[2], values)
     yield _files(report)
 
 
 def _splits(report: Mapping[str, Any]) -> Table:
-    columns = ("read", "kept", "left out", "no image", "one", "several", "resized")
     rows = {}
     for split, counts in report["splits"].items():
-        by_images = counts["rows by images"]
-        shapes = (by_images["text only"], by_images["one"], by_images["several"], counts["resized"])
-        rows[split] = (counts["read"], counts["kept"], sum(counts["rejected"].values()), *shapes)
-    return _pairs(f"{report['dataset']}: {report['distinct images']:,} distinct images", "split", rows, columns)
+        left_out = {"left out": sum(counts["rejected"].values())}
+        whole = {name: counts[name] for name in ("read", "kept")}
+        rows[split] = whole | left_out | counts["images in a row"] | {"resized": counts["resized"]}
+    return _pairs(f"{report['dataset']}: {report['distinct images']:,} distinct images", "split", rows)
 
 
 def _files(report: Mapping[str, Any]) -> Table:
@@ -43,15 +40,11 @@ def _files(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _read_kept(values: Mapping[str, Mapping[str, int]]) -> dict[str, tuple[int, ...]]:
-    return {name: (counts["read"], counts["kept"]) for name, counts in values.items()}
-
-
-def _pairs(title: str, first: str, rows: Mapping[str, tuple[int, ...]], columns: tuple[str, ...] = ("rows",)) -> Table:
-    """A table of counts, one row for each name."""
-    table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
+def _pairs(title: str, first: str, rows: Mapping[str, Mapping[str, int]]) -> Table:
+    """A table of counts: a line for each name, the same columns in all."""
+    table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD, min_width=len(title) + 2)
+    for column in next(iter(rows.values())):
         table.add_column(column, justify="right")
     for name, counts in rows.items():
-        table.add_row(name, *(f"{count:,}" for count in counts))
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
     return table

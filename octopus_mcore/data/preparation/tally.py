@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octopus_mcore.data.pass_rates import keeps
@@ -24,8 +24,7 @@ class Tally:
         self.rejected: Counter[str] = Counter()
         self._images: Counter[str] = Counter()
         self._by_name = {name: (Counter(), Counter()) for name in (dataset.category, dataset.source) if name}
-        self._rates = {rule.key: (Counter(), Counter()) for rule in dataset.pass_rates}
-        self._rule_keeps = 0
+        self._rates = {rule.key: (Counter(), Counter(), Counter()) for rule in dataset.pass_rates}
 
     def add(self, row: Prepared | Rejected) -> None:
         """Counts a row."""
@@ -33,13 +32,13 @@ class Tally:
         kept = isinstance(row, Prepared)
         if kept:
             self.kept += 1
-            self._images["text only" if not row.images else "one" if len(row.images) == 1 else "several"] += 1
+            self._images["no image" if not row.images else "one" if len(row.images) == 1 else "several"] += 1
             self._images["images of rows"] += len(row.images)
             self._images["resized"] += sum(image.resized for image in row.images)
         else:
             self.rejected[row.reason] += 1
         for name, counters in self._by_name.items():
-            _count(counters, str(row.kept[name]) if name in row.kept else "unknown", kept)
+            _count(counters, str(row.kept[name]) if name in row.kept else "unknown", 1, kept)
         self._add_rates(row.kept, kept)
 
     def _add_rates(self, fields: Mapping[str, Any], kept: bool) -> None:
@@ -50,8 +49,7 @@ class Tally:
         except RowError:  # a rate that is missing, or none
             return
         for key, rate in rates.items():
-            _count(self._rates[key], band(rate), kept)
-        self._rule_keeps += bool(rules) and keeps(rules, record)
+            _count(self._rates[key], band(rate), 1, kept, keeps(rules, record))
 
     def summary(self) -> dict[str, Any]:
         """All counts, as JSON values in a fixed order."""
@@ -59,18 +57,15 @@ class Tally:
             "read": self.read,
             "kept": self.kept,
             "rejected": dict(sorted(self.rejected.items())),
-            "rows by images": {name: self._images[name] for name in ("text only", "one", "several")},
+            "images in a row": {name: self._images[name] for name in ("no image", "one", "several")},
             "images of rows": self._images["images of rows"],
             "resized": self._images["resized"],
         }
         for name, (read, kept) in self._by_name.items():
-            counts[f"by {name}"] = {value: {"read": read[value], "kept": kept[value]} for value in sorted(read)}
-        if self._rates:
-            counts["pass rates"] = {
-                key: {name: {"read": read[name], "kept": kept[name]} for name in BANDS}
-                for key, (read, kept) in self._rates.items()
-            }
-            counts["the documented rule keeps"] = self._rule_keeps
+            counts[f"by {name}"] = _columns(sorted(read), {"read": read, "kept": kept})
+        for key, counters in self._rates.items():
+            columns = zip(("read", "kept", "kept by the documented rule"), counters, strict=True)
+            counts[f"rate {key}"] = _columns(BANDS, dict(columns))
         return counts
 
 
@@ -83,7 +78,10 @@ def band(rate: float | None) -> str:
     return "(0, .3)" if rate < 0.3 else "[.3, .7)" if rate < 0.7 else "[.7, 1)"
 
 
-def _count(counters: tuple[Counter[str], Counter[str]], value: str, kept: bool) -> None:
-    read, of_kept = counters
-    read[value] += 1
-    of_kept[value] += kept
+def _count(counters: Sequence[Counter[str]], value: str, *added: int) -> None:
+    for counter, number in zip(counters, added, strict=True):
+        counter[value] += number
+
+
+def _columns(values: Sequence[str], counters: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {value: {name: counter[value] for name, counter in counters.items()} for value in values}
