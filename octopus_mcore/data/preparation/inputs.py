@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.tables import Record, Table, open_table
+from octopus_mcore.data.tables.hub import PREFIX, HubReference, fetch
 
-HUB = "hub:"
 _CHUNK = 128
 """Records that are in memory at a time; a parquet file's row group is in memory as a whole anyway."""
 _LOOKED_AT = 20
@@ -58,14 +58,19 @@ class Inputs:
 
 
 def find_inputs(dataset: Dataset, source: str) -> Inputs:
-    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, which are downloaded where they are not in the hub's
-    cache yet.
+    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, all of one commit.
 
     Raises:
         FileNotFoundError: no such folder, nothing on the hub, or no file of any split.
-        ValueError: a file has another layout.
+        ValueError: a file has another layout; the hub does not give it.
     """
-    folder, commit = _folder(dataset, source)
+    if source.startswith(PREFIX):
+        folder = _fetched(dataset, source)
+        commit = folder.name
+    else:
+        folder, commit = Path(source), None
+        if not folder.is_dir():
+            raise FileNotFoundError(f"source {source!r}: there is no such folder; give one, or {PREFIX}{dataset.hub}")
     found = {split: _matching(folder, patterns) for split, patterns in dataset.splits.items()}
     if not any(found.values()):
         wanted = "; ".join(f"{split}: {' or '.join(patterns)}" for split, patterns in dataset.splits.items())
@@ -91,24 +96,27 @@ def file_digest(path: Path) -> tuple[int, str]:
     return length, digest.hexdigest()
 
 
-def _folder(dataset: Dataset, source: str) -> tuple[Path, str | None]:
-    if not source.startswith(HUB):
-        folder = Path(source)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"source {source!r}: there is no such folder; give one, or {HUB}owner/name, such as {HUB}{dataset.hub}"
-            )
-        return folder, None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = source.removeprefix(HUB).partition("@")
-    patterns = sorted({pattern for split in dataset.splits.values() for pattern in split} | {*dataset.archives})
-    try:
-        folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"source {source!r} cannot be had from the hub: {error}") from error
-    return folder, folder.name
+def _fetched(dataset: Dataset, source: str) -> Path:
+    """The folder of a snapshot in the hub's cache that holds the dataset's files, of each split and archive those of the first
+    pattern that matches."""
+    reference = HubReference.parse(source)
+    if reference.path is not None:
+        raise ValueError(f"source {source!r}: expected {PREFIX}owner/name[@revision]; the dataset knows which files it needs")
+    folder, errors = None, []
+    for patterns in (*dataset.splits.values(), *((archive,) for archive in dataset.archives)):
+        for pattern in patterns:
+            try:
+                folder, _ = fetch(replace(reference, path=pattern), None)
+            except FileNotFoundError as error:
+                errors.append(str(error))
+            except (PermissionError, ConnectionError) as error:
+                raise ValueError(str(error)) from error
+            else:
+                reference = replace(reference, revision=folder.name)
+                break
+    if folder is None:
+        raise FileNotFoundError(errors[0])
+    return folder
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
