@@ -223,7 +223,7 @@ def boxed_truth(answer: str, place: str) -> str:
     """What stands in the last box of a truth. Raises `RowError`."""
     content = last_boxed(answer)
     if content is None or not content.strip():
-        raise RowError(f"{place}: expected an answer in \\boxed{{…}}, which `answer_boxed` says is there; found {answer!r:.80}")
+        raise RowError(f"{place}: expected an answer in \\boxed{{…}}, found {answer!r:.80}; `answer_boxed` says it is there")
     return content.strip()
 
 

@@ -225,7 +225,7 @@ def test_what_load_dataset_writes_is_found_too(tmp_path):
 
 
 def test_the_shares_of_oceans_second_stage(tmp_path):
-    """Parts of the repository's mixture, prepared one by one, then taken as its file says (specs: visual_all_data_stage2.yaml)."""
+    """Parts of the repository's mixture (visual_all_data_stage2.yaml), prepared one by one and taken as that file says."""
     takes = {"geoqa_8k": "random:3", "mmpr_v2": "random:10%", "counting_20k": "random:20%", "rec_16k": "all"}
     for name in takes:
         write_ocean(tmp_path / "in" / name, count=12)
