@@ -7,7 +7,8 @@ list of `{image, problem, solution: [x1, y1, x2, y2], …}`, the box in pixels o
 `width` and `height` are known from VLM-R1's programs, not from a file that was seen: they are used where they are there.
 Images stand below the JSON files' folder or the one above it, as in `<folder>/train2014/COCO_train2014_000000581857.jpg`.
 
-Prompt: the file's `problem`, with Ocean-R1's suffix (think, then a box in JSON in answer tags).
+Prompt: the file's `problem`, with Ocean-R1's suffix (think, then a box in JSON in answer tags). Its program gives every model
+behind a baseline the baseline's prompt without instruction; here the prompt belongs to the evaluation set.
 
 Extraction: the first four numbers in brackets of the answer (box, answer tags, "the answer is …", else the whole text behind
 the thought), floats too; an answer of four numbers and nothing else needs no brackets. A box without area is no answer.
@@ -74,12 +75,6 @@ _REPAIRS = (
         "boxes drift with an image's size: by 8 pixels at the lower edge of 640×468",
         "`refcoco_resized` scales them back",
         "test_evals_refcoco::test_coordinates_of_the_resized_image",
-    ),
-    Repair(
-        "Ocean-R1: once a baseline was evaluated, all models after it get its prompt",
-        "scores depend on the order of the models",
-        "the prompt belongs to the evaluation set",
-        "test_evals_refcoco::test_reads_the_published_files",
     ),
 )
 

@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from octopus_mcore.evals.benchmark import Benchmark
 
 MODULES: Mapping[str, str] = {
+    "cvbench": "cvbench",
+    "geometry3k": "geometry3k",
+    "geoqa": "geoqa",
     "refcoco": "refcoco",
     "refcoco_resized": "refcoco",
     "refcoco_thousandths": "refcoco",
+    "superclevr": "superclevr",
 }
 """Name → module of `octopus_mcore.evals` that defines `BENCHMARKS`, a mapping from names to `Benchmark`."""
 
