@@ -6,10 +6,23 @@ from typing import Literal
 
 from pydantic import Field
 
+from octopus_mcore.config.rewards_services import CustomJudgeConfig, HttpJudgeConfig, LlmJudgeConfig
 from octopus_mcore.config.section import Section
 
 JudgeName = Literal[
-    "math", "exact", "choice", "number", "rethinker", "ocean", "iou", "rethinker_reference", "ocean_reference", "iou_reference"
+    "math",
+    "exact",
+    "choice",
+    "number",
+    "rethinker",
+    "ocean",
+    "iou",
+    "rethinker_reference",
+    "ocean_reference",
+    "iou_reference",
+    "custom",
+    "http",
+    "llm",
 ]
 StyleName = Literal[
     "boxed", "answer_tags", "rethinker", "reflection", "boxed_reference", "answer_tags_reference", "rethinker_reference"
@@ -74,13 +87,19 @@ class RewardConfig(Section):
     judge: JudgeName = "math"
     """How an answer is compared with the truth: `math` is math-verify, `exact` string equality after stripping, `choice` a
     letter, `number` a number with tolerance, `rethinker` a letter or math-verify, `ocean` a text, a letter or math-verify,
-    `iou` a box `[x1, y1, x2, y2]` whose intersection over union is above 0.5. The names with `_reference` are what the released
-    programs do; each needs its own style."""
+    `iou` a box `[x1, y1, x2, y2]` whose intersection over union is above 0.5; `custom`, `http` and `llm` are your own, each
+    with the section of its name. The names with `_reference` are what the released programs do; each needs its own style."""
     judge_key: str | None = None
     """Name of the metadata field by which each row chooses its judge; `judge` is then unused. The source must keep the field
     (`metadata_keys`)."""
     judges_by_value: dict[str, JudgeName] = Field(default_factory=dict)
     """The judge of each value of that field, for instance `{acc: ocean, iou: iou}`. A row with another value is an error."""
+    custom: CustomJudgeConfig | None = None
+    """Judge `custom`: a function in a file of yours."""
+    http: HttpJudgeConfig | None = None
+    """Judge `http`: a service of yours."""
+    llm: LlmJudgeConfig | None = None
+    """Judge `llm`: a language model behind a chat interface."""
     format_weight: float = Field(default=0.1, ge=0, le=1)
     """Weight of the format part; accuracy or the shaping's table has the rest (paper Eq. 6)."""
     format_bonus: float = Field(default=0.0, ge=0)

@@ -12,6 +12,9 @@ WHOLE_RESPONSE_JUDGES = {
 }
 """Styles that hand over the whole response as the answer, and the judges that can read one."""
 
+SECTIONS = ("custom", "http", "llm")
+"""Judges that need a section, of the same name."""
+
 
 def check_rewards(key: str, rewards: RewardConfig, max_response_tokens: int | None) -> Iterator[str]:
     """Violations in the section at `key`, for responses of at most so many tokens (None: nobody can say)."""
@@ -40,10 +43,17 @@ def check_rewards(key: str, rewards: RewardConfig, max_response_tokens: int | No
 
 
 def _check_judges(key: str, rewards: RewardConfig) -> Iterator[str]:
-    """A judge that reads whole responses needs a style that gives them, and the other way round."""
+    """A judge of the user's own needs its section, one that reads whole responses a style that gives them, and the other way
+    round."""
     used = {f"{key}.judges_by_value.{value}": name for value, name in rewards.judges_by_value.items()}
     if rewards.judge_key is None:
         used = {f"{key}.judge": rewards.judge}
+    for name in SECTIONS:
+        asking, section = [place for place, judge in used.items() if judge == name], getattr(rewards, name)
+        if asking and section is None:
+            yield f"{asking[0]}={name} needs the section {key}.{name}, which says what to ask"
+        if section is not None and not asking:
+            yield f"{key}.{name} has no effect: no row is judged by {name} ({', '.join(f'{k}={v}' for k, v in used.items())})"
     readable = WHOLE_RESPONSE_JUDGES.get(rewards.style)
     for place, name in used.items():
         if readable is not None and name not in readable:

@@ -59,9 +59,13 @@ def tally_judged(judged: Iterable[tuple[Judgement, int]]) -> Counter[str]:
 
     Keys: `rollouts`, `corrections`, `first_correct`, `final_correct`, `tokens`, `reward`, and `wc`, `cc`, `cw`, `ww` over
     rollouts with a correction. `parts/<name>` adds up a part of the judgements, `with_part/<name>` counts those that have it.
+    Rollouts on which there is no verdict are counted as `unjudged` and nowhere else.
     """
     counts: Counter[str] = Counter()
     for judgement, tokens in judged:
+        if not judgement.judged:
+            counts["unjudged"] += 1
+            continue
         counts["rollouts"] += 1
         counts["first_correct"] += judgement.first_correct
         counts["final_correct"] += judgement.final_correct
@@ -90,8 +94,10 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
     | repair_rate | wc / rollouts with a correction whose first attempt is wrong |
     | break_rate | cw / rollouts with a correction whose first attempt is right |
     | length, reward | tokens, total reward / all rollouts |
+    | unjudged | rollouts on which there is no verdict / all with them; only where there are any |
     | parts/<name> | that part of the judgement / rollouts that have it (docs/rewards.md) |
     """
+    unjudged = counts.get("unjudged", 0)
     of = {key: counts.get(key, 0) for key in ("rollouts", "corrections", *TRANSITIONS)}
     shares = {long: _share(of[short], of["corrections"]) for short, long in TRANSITIONS.items()}
     return {
@@ -105,6 +111,7 @@ def rates(counts: Mapping[str, float]) -> dict[str, float]:
         "break_rate": _share(of["cw"], of["cw"] + of["cc"]),
         "length": _share(counts.get("tokens", 0), of["rollouts"]),
         "reward": _share(counts.get("reward", 0.0), of["rollouts"]),
+        **({"unjudged": _share(unjudged, unjudged + of["rollouts"])} if unjudged else {}),
         **{key: _share(counts[key], counts[_WITH_PART + key.removeprefix(_PART)]) for key in counts if key.startswith(_PART)},
     }
 
@@ -117,7 +124,8 @@ def rollout_statistics(rollouts: Iterable[Rollout]) -> dict[str, float]:
 def difficulty_shares(groups: Sequence[Group]) -> dict[str, float]:
     """Shares of a step's judged groups by the mean correctness m of their final answers (VL-Rethinker, arXiv 2504.08837):
     `all_false` m < 1/8, `hard` < 3/8, `medium` < 6/8, `easy` < 1, `all_true` m = 1. Empty without groups."""
-    means = [np.mean([judgement_of(rollout).final_correct for rollout in group.rollouts]) for group in groups if group.rollouts]
+    judged = [[j.final_correct for j in map(judgement_of, group.rollouts) if j.judged] for group in groups]
+    means = [np.mean(right) for right in judged if right]
     found = Counter(int(np.searchsorted(_DIFFICULTY_BOUNDS, mean, side="right")) for mean in means)
     return {name: found[place] / len(means) for place, name in enumerate(DIFFICULTIES)} if means else {}
 

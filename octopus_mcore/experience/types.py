@@ -168,7 +168,8 @@ class AttemptGrade:
     `answer` is the content of its last box after the reasoning, or what else `rewards.style` takes for it (None without);
     `text` its stripped text, kept so that a correction that merely repeats the first attempt can be told. `partial` is the
     credit, in [0, 1), of a wrong answer that comes near; `reflects` says whether the text holds a phrase of reconsidering;
-    `judge` names the comparison where rows choose it themselves.
+    `judge` names the comparison where rows choose it themselves. `judged` is False where no verdict could be had: such an
+    attempt is neither right nor wrong, whatever `correct` says.
     """
 
     correct: bool
@@ -178,6 +179,7 @@ class AttemptGrade:
     partial: float = 0.0
     reflects: bool = False
     judge: str | None = None
+    judged: bool = True
 
     @property
     def accuracy(self) -> float:
@@ -212,6 +214,11 @@ class Judgement:
     parts: Mapping[str, float]
     attempts: tuple[AttemptGrade, ...]
     valid: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is a verdict on every attempt; without, neither `total` nor correctness says anything."""
+        return all(grade.judged for grade in self.attempts)
 
     @property
     def first_correct(self) -> bool:

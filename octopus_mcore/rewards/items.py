@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 Verdict = float | None
@@ -32,3 +33,8 @@ def checked(said: Any) -> Verdict:
     if isinstance(said, (str, bytes)) or not hasattr(said, "__float__") or not 0.0 <= float(said) <= 1.0:
         raise ValueError(f"a verdict is a number from 0 to 1, True, False or None, found {said!r:.80}")
     return float(said)
+
+
+def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """The items in order, at most `size` together."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

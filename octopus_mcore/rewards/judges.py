@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from octopus_mcore.config.rewards import JudgeName
 from octopus_mcore.rewards.algebra import math_equal
 from octopus_mcore.rewards.choices import WRAPPER, choice_equal
 from octopus_mcore.rewards.ocean import ocean_equal, ocean_reference, same_answer
@@ -21,7 +20,7 @@ MAX_ANSWER_CHARACTERS = 1000
 """A longer answer than this is not compared, it counts as wrong."""
 
 MAX_RESPONSE_CHARACTERS = 100_000
-"""The same where the whole response is the answer (the `_reference` judges)."""
+"""The same where the whole response is the answer (the `_reference` judges), and where a judge of the user's own reads it."""
 
 _INTEGER = re.compile(r"[+-]?\d{1,300}")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
@@ -58,7 +57,7 @@ def _never(answer: str, truth: str) -> bool:
     return False
 
 
-JUDGES: Mapping[JudgeName, Callable[[str, str], float]] = {
+JUDGES: Mapping[str, Callable[[str, str], float]] = {
     "math": math_equal,
     "exact": exact_equal,
     "choice": choice_equal,
@@ -73,28 +72,34 @@ JUDGES: Mapping[JudgeName, Callable[[str, str], float]] = {
 """Comparisons by the name that `rewards.judge` in the configuration gives them. Each says how right an answer is: True or 1 is
 right, what lies between is a wrong answer's credit for coming near."""
 
-SLOW: Mapping[JudgeName, Callable[[str, str], bool]] = {
+SLOW: Mapping[str, Callable[[str, str], bool]] = {
     "math": exact_equal,
     "rethinker": choice_equal,
     "ocean": same_answer,
     "rethinker_reference": _never,
     "ocean_reference": exact_equal,
+    "llm": exact_equal,
 }
-"""Comparisons that may run long, each with a quick one: what that accepts is right for certain, the rest is open."""
+"""Comparisons that may run long or cost much, each with a quick one: what that accepts is right for certain, the
+rest is open."""
 
 _ALGEBRAIC = ("math", "rethinker", "ocean")
-_WHOLE_RESPONSE = ("rethinker_reference", "ocean_reference", "iou_reference")
+_LONG_ANSWERS = ("rethinker_reference", "ocean_reference", "iou_reference", "custom", "http", "llm")
+_NEVER_QUICK = ("custom", "http")
 
 
-def decide_quickly(kind: JudgeName, answer: str, truth: str) -> float | None:
+def decide_quickly(kind: str, answer: str, truth: str) -> float | None:
     """The verdict where it is certain and cheap, else None: only those in `SLOW` ever leave anything open.
 
-    An empty or overlong answer is wrong; two plain integers are compared as such by the judges that know algebra.
+    An empty or overlong answer is wrong; two plain integers are compared as such by the judges that know algebra. What else is
+    right or wrong for judges of the user's own, they say themselves.
     """
     answer, truth = answer.strip(), truth.strip()
-    limit = MAX_RESPONSE_CHARACTERS if kind in _WHOLE_RESPONSE else MAX_ANSWER_CHARACTERS
+    limit = MAX_RESPONSE_CHARACTERS if kind in _LONG_ANSWERS else MAX_ANSWER_CHARACTERS
     if not answer or len(answer) > limit:
         return False
+    if kind in _NEVER_QUICK:
+        return None
     if kind not in SLOW:
         return JUDGES[kind](answer, truth)
     if SLOW[kind](answer, truth):
@@ -102,6 +107,11 @@ def decide_quickly(kind: JudgeName, answer: str, truth: str) -> float | None:
     if kind in _ALGEBRAIC and _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(truth):
         return int(answer) == int(truth)
     return None
+
+
+def compare(judge: str, answer: str, truth: str) -> float:
+    """How right an answer is by a comparison of this name; 1 is right."""
+    return float(JUDGES[judge](answer, truth))
 
 
 def _quantity(text: str) -> tuple[float, str] | None:

@@ -1,4 +1,4 @@
-"""A time limit that holds: comparisons in worker processes that are killed when they run too long.
+"""A time limit that holds: calls in worker processes that are killed when they run too long.
 
 math-verify's own limit is a signal, which a computation inside C code never sees and which only a main thread may set. Here
 each worker is a process of its own, started fresh (`spawn`, so it inherits no CUDA context, no process group and no locks);
@@ -11,11 +11,13 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import pickle
 import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -29,12 +31,20 @@ ORPHAN_SECONDS = 5.0
 """What a comparison may run beyond its time limit when nobody is left to kill it."""
 
 
-class ComparisonPool:
-    """Runs `function(*arguments)` for many arguments, in order, each within `timeout_seconds`.
+@dataclass(frozen=True)
+class Failure:
+    """A call that gave no result. `kind` is what `ComparisonPool.counts` counts it as."""
 
-    What fails gets the caller's value for that (0) and is counted in `counts`: `timeouts` (killed), `crashes` (the worker
-    died), `errors` (it raised, for instance for want of memory). Workers start with the first comparison; the time a worker
-    needs to start does not count.
+    kind: str
+    reason: str
+
+
+class ComparisonPool:
+    """Calls `function(*arguments)` for many arguments, in order, each within `timeout_seconds`.
+
+    What fails is counted in `counts`: `timeouts` (killed), `crashes` (the worker died), `errors` (it raised, for instance for
+    want of memory, or its result cannot be pickled). Workers start with the first call; the time a worker needs to start does
+    not count.
     """
 
     def __init__(self, workers: int, timeout_seconds: float, memory_bytes: int = WORKER_MEMORY_BYTES):
@@ -43,23 +53,25 @@ class ComparisonPool:
         self._pool: ProcessPool | None = None
 
     def run(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], failed: T = 0.0) -> list[T]:
-        """Verdicts in the order of the arguments, `failed` for those that failed. `function`, arguments and verdicts must be
-        picklable, and no verdict may be None.
+        """Results in the order of the arguments, `failed` for those that failed. Otherwise as `results`."""
+        return [failed if isinstance(result, Failure) else result for result in self.results(function, arguments)]
+
+    def results(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Results in the order of the arguments, or `Failure`s. `function`, arguments and results must be picklable.
 
         Raises:
             RuntimeError: workers cannot be started.
         """
-        verdicts: dict[int, T] = {}
+        results: dict[int, Any] = {}
         for _ in range(2):
             waiting = {
-                index: self._submit(function, arguments[index]) for index in range(len(arguments)) if index not in verdicts
+                index: self._submit(function, arguments[index]) for index in range(len(arguments)) if index not in results
             }
             for index, future in waiting.items():
-                verdict = self._verdict(future, failed)
-                if verdict is not None:
-                    verdicts[index] = verdict
-            if len(verdicts) == len(arguments):
-                return [verdicts[index] for index in range(len(arguments))]
+                if (said := self._result(future)) is not None:
+                    results[index] = said[0]
+            if len(results) == len(arguments):
+                return [results[index] for index in range(len(arguments))]
             self.close()
         raise RuntimeError(
             "the judge's worker processes die before they can work; their messages are on stderr. A script that trains must "
@@ -67,13 +79,13 @@ class ComparisonPool:
         )
 
     def close(self) -> None:
-        """Ends the workers. A later `run` starts new ones."""
+        """Ends the workers. A later `results` starts new ones."""
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
             self._pool = None
 
-    def _submit(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> ProcessFuture | None:
+    def _submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> ProcessFuture | None:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(self._workers, initializer=_start_worker, initargs=(self._memory,), context=context)
@@ -83,19 +95,25 @@ class ComparisonPool:
         except (BrokenProcessPool, RuntimeError):
             return None
 
-    def _verdict(self, future: ProcessFuture | None, failed: T) -> T | None:
-        """The verdict, or None where the pool itself broke (a worker died while idle) and the work must be given out again."""
+    def _result(self, future: ProcessFuture | None) -> tuple[Any] | None:
+        """The result or a failure, or None where the pool itself broke (a worker died while idle) and the work must be given
+        out again."""
+        if future is None:
+            return None
         try:
-            return None if future is None else future.result()
+            said = future.result()
+            said = pickle.loads(said) if isinstance(said, bytes) else said
         except BrokenProcessPool:
             return None
         except FutureTimeoutError:
-            self.counts["timeouts"] += 1
-        except ProcessExpired:
-            self.counts["crashes"] += 1
-        except (Exception, SystemExit):  # pebble raises here whatever the worker raised there
-            self.counts["errors"] += 1
-        return failed
+            said = Failure("timeouts", f"it took longer than {self._timeout:g} s")
+        except ProcessExpired as error:
+            said = Failure("crashes", f"its process died with exit code {error.exitcode}")
+        except (Exception, SystemExit) as error:  # for instance, arguments that cannot be pickled
+            said = Failure("errors", f"{type(error).__name__}: {error}"[:300])
+        if isinstance(said, Failure):
+            self.counts[said.kind] += 1
+        return (said,)
 
 
 def _start_worker(memory_bytes: int) -> None:
@@ -106,14 +124,17 @@ def _start_worker(memory_bytes: int) -> None:
     import math_verify  # noqa: F401
 
 
-def _guarded(function: Callable[..., T], limit_seconds: float, *arguments: Any) -> T:
-    """Runs the comparison; ends its worker beyond the limit, so that none outlives a killed trainer for long.
+def _guarded(function: Callable[..., Any], limit_seconds: float, *arguments: Any) -> bytes | Failure:
+    """Calls the function; ends its worker beyond the limit, so that none outlives a killed trainer for long.
 
-    faulthandler's timer is a thread in C: it fires in endless loops of Python and of C code alike.
+    faulthandler's timer is a thread in C: it fires in endless loops of Python and of C code alike. Results and errors are made
+    plain here: an exception that can be pickled but not built again would end the thread that reads it in the trainer.
     """
     with open(os.devnull, "w") as sink:
         faulthandler.dump_traceback_later(limit_seconds, exit=True, file=sink)
         try:
-            return function(*arguments)
+            return pickle.dumps(function(*arguments))
+        except (Exception, SystemExit) as error:
+            return Failure("errors", f"{type(error).__name__}: {error}"[:300])
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -17,6 +17,9 @@ from octopus_mcore.rewards.tables import SHAPINGS
 FLAGS = ("identical", "unboxed_first", "bad_format_correction", "no_correction", "extra_corrections", "reflects")
 """Judgement parts that say what holds of a response, 1.0 or 0.0. A cap's flag is set where its condition holds."""
 
+UNJUDGED = "unjudged"
+"""Why a response is excluded of which an attempt could not be judged."""
+
 
 def pair_judgement(
     first: AttemptGrade, correction: AttemptGrade | None, config: RewardConfig, facts: ResponseFacts = NO_FACTS
@@ -26,7 +29,8 @@ def pair_judgement(
     Parts: `accuracy` (final answer) and, where rows choose their judge, `accuracy/<judge>`; `format` (the worse of both
     attempts; under shaping `reflection` a single attempt has none); `shaped` (r'); `FLAGS`; what the shaping adds; and
     `overlong`, the penalty taken, where one is configured. With more than one correction, the total is at most
-    `extra_correction_cap` unless that is null; the penalty comes on top.
+    `extra_correction_cap` unless that is null; the penalty comes on top. A response with an attempt that could not be judged is
+    excluded, whatever its total says.
     """
     attempts = (first,) if correction is None else (first, correction)
     shaped, rules = SHAPINGS[config.shaping](first, correction, facts, config)
@@ -44,7 +48,8 @@ def pair_judgement(
     if config.overlong is not None:
         parts["overlong"] = overlong_penalty(facts.tokens, config.overlong)
         total -= parts["overlong"]
-    return Judgement(total, parts, attempts)
+    judgement = Judgement(total, parts, attempts)
+    return judgement if judgement.judged else excluded(judgement, UNJUDGED)
 
 
 def overlong_penalty(tokens: int, config: OverlongConfig) -> float:

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 
-from octopus_mcore.config.rewards import JudgeName
 from octopus_mcore.experience.spans import SpanFinder
 from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Prompt, ResponseFacts, Rollout, Span, SpanKind
 from octopus_mcore.rewards.judge import Attempt, Judge, Response
@@ -62,7 +61,7 @@ class SampleProgram:
         spans = self.finder.find(generation.token_ids, generation.version)
         return Rollout(generation.token_ids, generation.log_probs, spans, generation.finish_reason)
 
-    def _response(self, rollout: Rollout, prompt: Prompt, judge: JudgeName | None) -> Response:
+    def _response(self, rollout: Rollout, prompt: Prompt, judge: str | None) -> Response:
         return Response(
             texts=self.finder.attempt_texts(rollout.token_ids, rollout.spans),
             truth=prompt.answer,
@@ -73,6 +72,7 @@ class SampleProgram:
             ),
             invalid=exclusion(self.finder, rollout.token_ids, rollout.finish_reason),
             judge=judge,
+            question=prompt.question,
         )
 
 
@@ -125,12 +125,11 @@ class ForcedRounds:
             for (row, sample), opening in zip(places, openings, strict=True)
         ]
         generations = await engine.generate(requests)
-        grades = judge.grade(
-            [
-                Attempt(self._graded_text(opening, generation), groups[row].prompt.answer, judge.of(groups[row].prompt))
-                for (row, _), opening, generation in zip(places, openings, generations, strict=True)
-            ]
-        )
+        asked = []
+        for (row, _), opening, generation in zip(places, openings, generations, strict=True):
+            prompt = groups[row].prompt
+            asked.append(Attempt(self._graded_text(opening, generation), prompt.answer, judge.of(prompt), prompt.question))
+        grades = judge.grade(asked)
         extended = [list(group.rollouts) for group in groups]
         for (row, sample), opening, generation, grade in zip(places, openings, generations, grades, strict=True):
             judgement = self._judgement(opening, generation, judge, grade)

@@ -41,7 +41,7 @@ ATTEMPTED, ACCEPTED, REPAIRED = "rethink/attempted", "rethink/accepted", "rethin
 """Judgement parts, 1.0 or 0.0: a response was opened again; what came took its place; and that turned wrong into right. A
 refused attempt has the part `rethink/refused/<reason>` besides."""
 
-REFUSALS = ("invalid", "unfinished", "short", "no_answer", "wrong", "waits", "surplus")
+REFUSALS = ("invalid", "unjudged", "unfinished", "short", "no_answer", "wrong", "waits", "surplus")
 """Why an attempt was not accepted; the first reason that holds."""
 
 
@@ -108,7 +108,8 @@ class ForcedRethink:
     def chosen(self, group: Group, key: Key) -> list[int]:
         """Which responses of a judged group are opened."""
         right = [rollout.judgement.final_correct for rollout in group.rollouts]
-        spare_wrong = np.mean(right) > self.config.wrong_up_to_accuracy
+        judged = [rollout.judgement.final_correct for rollout in group.rollouts if rollout.judgement.judged]
+        spare_wrong = bool(judged) and np.mean(judged) > self.config.wrong_up_to_accuracy
         return [
             sample
             for sample, rollout in enumerate(group.rollouts)
@@ -154,7 +155,7 @@ class ForcedRethink:
         for attempt, generation in pairs:
             prompt = groups[attempt.group].prompt
             for token_ids in (attempt.opening.token_ids + generation.token_ids, generation.token_ids):
-                texts.append(Attempt(finder.text(token_ids), prompt.answer, judge.of(prompt)))
+                texts.append(Attempt(finder.text(token_ids), prompt.answer, judge.of(prompt), prompt.question))
         grades = judge.grade(texts)
         results, accepted = {}, [0] * len(groups)
         for (attempt, generation), whole, alone in zip(pairs, grades[::2], grades[1::2], strict=True):
@@ -174,13 +175,16 @@ class ForcedRethink:
         answer are in order; where y2 must answer itself, what y1 says besides is not taken for an answer."""
         if not self.config.own_answer:
             return replace(whole, text=alone.text)
-        return replace(whole, text=alone.text, answer=alone.answer, correct=whole.correct and alone.correct)
+        judged = whole.judged and alone.judged
+        return replace(whole, text=alone.text, answer=alone.answer, correct=whole.correct and alone.correct, judged=judged)
 
     def _refusal(self, generation: Generation, grade: AttemptGrade, accepted: int) -> str | None:
         """The first of `REFUSALS` that holds, or None. `accepted` counts those of the prompt so far."""
         config = self.config
         if exclusion(self.base.finder, generation.token_ids, generation.finish_reason) is not None:
             return "invalid"
+        if not grade.judged:
+            return "unjudged"
         if generation.finish_reason != "stop":
             return "unfinished"
         if len(generation.token_ids) < config.min_tokens:

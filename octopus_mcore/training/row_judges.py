@@ -1,4 +1,4 @@
-"""Before training: does every row say by what it is to be judged?"""
+"""Before training: does every row say by what it is to be judged, and is there a judge of one's own where one is asked for?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.config.schema import Config
 from octopus_mcore.data.rows import PromptSource
+from octopus_mcore.rewards.custom import found_target
 from octopus_mcore.rewards.rows import asks_rows, row_judge
 from octopus_mcore.training.session import prompt_seed
 
@@ -20,9 +21,12 @@ def validate_row_judges(config: Config) -> None:
     """Reads the rows of every RL phase whose judging depends on them (`rewards.rows`), where the source can count them.
 
     Raises:
-        ValueError: rows that cannot be judged; names the phase, and of the first 20 the row, the field and the value.
+        ValueError: rows that cannot be judged; names the phase, and of the first 20 the row, the field and the value. Or there
+            is no such function as `rewards.custom` names.
     """
     for name, phase in config.phases.items():
+        if phase.kind == "rl" and phase.rewards.custom is not None:
+            found_target(phase.rewards.custom)
         if phase.kind != "rl" or not asks_rows(phase.rewards):
             continue
         key, plugin = source_of(config, name, phase)

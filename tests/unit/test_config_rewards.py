@@ -17,6 +17,10 @@ OCEAN = ("rewards.style=answer_tags", "rewards.judge_key=reward_func", "rewards.
         ("rewards.style=rethinker_reference", "rewards.judge=rethinker_reference", "rewards.shaping=rethink"),
         ("rewards.style=reflection", "rewards.shaping=reflection"),
         ("rewards.overlong={max_tokens: 48, buffer_tokens: 8}",),
+        ("rewards.judge=custom", "rewards.custom={target: mine.py:f}"),
+        ("rewards.judge=http", "rewards.http={url: http://h/judge}"),
+        ("rewards.judge=llm", "rewards.llm={url: http://h/v1, model: m}"),
+        ("rewards.judge_key=k", "rewards.judges_by_value={a: llm, b: math}", "rewards.llm={url: http://h/v1, model: m}"),
     ],
 )
 def test_what_goes_together(overrides: tuple[str, ...]) -> None:
@@ -34,6 +38,22 @@ def test_what_goes_together(overrides: tuple[str, ...]) -> None:
         (
             ("rewards.style=answer_tags_reference", *OCEAN[1:2], "rewards.judges_by_value={acc: ocean_reference, iou: iou}"),
             ["rewards.judges_by_value.iou=iou cannot read", "iou_reference"],
+        ),
+        (("rewards.judge=custom",), ["rewards.judge=custom needs the section rewards.custom"]),
+        (("rewards.judge=llm",), ["rewards.judge=llm needs the section rewards.llm"]),
+        (
+            ("rewards.judge_key=k", "rewards.judges_by_value={a: http, b: math}"),
+            ["rewards.judges_by_value.a=http needs the section rewards.http"],
+        ),
+        (("rewards.http={url: http://h}",), ["rewards.http has no effect", "rewards.judge=math"]),
+        (
+            (
+                "rewards.judge_key=k",
+                "rewards.judges_by_value={a: math}",
+                "rewards.judge=custom",
+                "rewards.custom={target: m:f}",
+            ),
+            ["rewards.custom has no effect", "judges_by_value.a=math"],
         ),
         (("rewards.overlong={max_tokens: 40, buffer_tokens: 41}",), ["buffer_tokens=41 is above max_tokens=40"]),
         (("rewards.overlong={max_tokens: 64, buffer_tokens: 16}",), ["no effect", "beyond 48 tokens", "longer than 48"]),

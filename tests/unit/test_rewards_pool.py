@@ -9,9 +9,10 @@ import pytest
 
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.rewards.judge import Judge, Response
-from octopus_mcore.rewards.pool import ComparisonPool
+from octopus_mcore.rewards.pool import ComparisonPool, Failure
 from tests.experience_groups import attempt
 from tests.misbehaving import behave
+from tests.own_judges import same
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,19 @@ def test_it_survives_a_loop_a_crash_an_error_and_hunger_in_order(pool):
     answers = ["a", "loop", "b", "crash", "slow", "raise", "a", "memory", "exit", "a"]
     assert pool.run(behave, [(answer, "a") for answer in answers]) == [answer == "a" for answer in answers]
     assert pool.counts == {"timeouts": 1, "crashes": 1, "errors": 3}
+
+
+def test_results_may_be_anything_that_can_be_pickled_and_failures_say_why(pool):
+    pool.counts.clear()
+    asked = ["none", "exit", "raise", "lambda", "text", "segfault", "half"]
+    results = pool.results(same, [(answer, "a") for answer in asked])
+    assert [None if isinstance(result, Failure) else (result,) for result in results] == [
+        (None,), None, None, None, ("1",), None, (0.5,),
+    ]  # fmt: skip
+    reasons = [result.reason for result in results if isinstance(result, Failure)]
+    assert all(word in reason for word, reason in zip(["code 3", "Unbuildable: 1", "pickle", "code -11"], reasons, strict=True))
+    assert pool.counts == {"crashes": 2, "errors": 2}
+    assert pool.results(same, [(lambda: 1, "a"), ("a", "a")])[1] is True, "arguments that cannot be sent fail alone"
 
 
 def test_it_goes_on_after_that_from_any_thread(pool):

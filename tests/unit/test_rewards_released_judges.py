@@ -3,15 +3,15 @@
 import pytest
 
 from octopus_mcore.config.rewards import JudgeName, RewardConfig
-from octopus_mcore.rewards.judge import Attempt, Judge, compare
-from octopus_mcore.rewards.judges import JUDGES, SLOW
+from octopus_mcore.rewards.judge import Attempt, Judge
+from octopus_mcore.rewards.judges import JUDGES, SLOW, compare
 from octopus_mcore.rewards.ocean import NEAR_MISS, ocean_equal, ocean_reference, same_answer
 from octopus_mcore.rewards.pool import ComparisonPool
 from octopus_mcore.rewards.rethinker import rethinker_equal, rethinker_reference
 
 
 def test_every_judge_has_a_name_in_the_configuration():
-    assert set(JUDGES) == set(JudgeName.__args__)
+    assert set(JUDGES) == set(JudgeName.__args__) - {"custom", "http", "llm"}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_quick_acceptance_is_never_wrong():
     for answer in texts:
         for truth in texts:
             for kind, quick in SLOW.items():
-                if quick(answer, truth):
+                if kind in JUDGES and quick(answer, truth):
                     assert JUDGES[kind](answer, truth), (kind, answer, truth)
             assert not same_answer(answer, truth) or ocean_equal(answer, truth)
 

@@ -188,7 +188,7 @@ def test_a_rethought_response_in_full(judge):
         "rethink/repaired": 0.5,
         **{
             f"rethink/refused/{reason}": 0.0
-            for reason in ("unfinished", "invalid", "short", "wrong", "no_answer", "waits", "surplus")
+            for reason in ("unfinished", "invalid", "unjudged", "short", "wrong", "no_answer", "waits", "surplus")
         },
     }
     trained = policy_mask(spliced, "none")
