@@ -89,7 +89,8 @@ def option_letter(answer: str, count: int) -> str | None:
 
 def option_by_text(answer: str, choices: Sequence[str]) -> str | None:
     """The letter of the option whose text the answer is (but for case, white space, dollars and a full stop), or of the only
-    one whose text occurs in it as whole words; a text within a longer option that occurs does not count. None otherwise."""
+    one whose text occurs in it as whole words; a text within a longer option that occurs does not count, nor does a lone
+    letter ("a" is an article). None otherwise."""
     plain = _plain(answer)
     texts = [_plain(choice) for choice in choices]
     same = [letter for letter, text in zip(ascii_uppercase, texts, strict=False) if text and text == plain]
@@ -98,7 +99,7 @@ def option_by_text(answer: str, choices: Sequence[str]) -> str | None:
     found = set()
     by_length = sorted(zip(texts, ascii_uppercase, strict=False), key=lambda pair: -len(pair[0]))
     for text, letter in by_length:
-        if text:
+        if text and not (len(text) == 1 and text.isalpha()):
             pattern = re.compile(rf"(?<![\w.\-−]){re.escape(text)}(?!\w|[.,]\d)")
             plain, count = pattern.subn("\n", plain)
             if count:

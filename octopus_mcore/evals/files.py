@@ -151,7 +151,7 @@ def items_of(record: Record, key: str) -> tuple[Any, ...]:
     `RowError`."""
     value = record.fields.get(key)
     if isinstance(value, str) and value.strip():
-        value = _literal(value)
+        value = literal(value)
     elif isinstance(value, str) or value is None or isinstance(value, float) and value != value:
         return ()
     if not isinstance(value, list | tuple):
@@ -165,6 +165,11 @@ def options(record: Record) -> tuple[str, ...]:
     while texts and not texts[-1]:
         texts.pop()
     return tuple(texts)
+
+
+def told_once(choices: Sequence[str]) -> tuple[str, ...]:
+    """Options in which a text that stood before is blank: where two are the same, an answer in words means either."""
+    return tuple("" if choice in choices[:place] else choice for place, choice in enumerate(choices))
 
 
 def letter_of(record: Record, key: str, choices: Sequence[str]) -> str:
@@ -225,7 +230,7 @@ class ImageColumn:
     def _values(self, record: Record) -> Sequence[Any]:
         value = record.get(self._key)
         if isinstance(value, str) and value.startswith("["):
-            value = _literal(value)
+            value = literal(value)
         if isinstance(value, list | tuple):
             return value
         return [] if value is None or value == "" else [value]
@@ -281,8 +286,10 @@ def _named_records(file: Path, id_key: str) -> list[Record] | None:
     return [Record({id_key: name} | row, file, number) for number, (name, row) in enumerate(content.items(), start=1)]
 
 
-def _literal(value: str) -> Any:
-    """What a text says in JSON or as a Python literal, or the text itself."""
+def literal(value: Any) -> Any:
+    """What a text says in JSON or as a Python literal; the text itself where it says nothing, and what is no text."""
+    if not isinstance(value, str):
+        return value
     for read in (json.loads, ast.literal_eval):
         try:
             return read(value)
