@@ -55,7 +55,7 @@ def same_quantity(answer: str, truth: str) -> bool:
     `5\sqrt{2} \approx 7.07` either part may be right. A ratio `5:9` is also the fraction. May run long.
     """
     wanted, unit = _split(_cleaned(truth))
-    for candidate in _candidates(answer):
+    for candidate in said(answer):
         given, own_unit = _split(candidate)
         if unit and own_unit and unit != own_unit:
             continue
@@ -64,7 +64,7 @@ def same_quantity(answer: str, truth: str) -> bool:
     return False
 
 
-def _candidates(answer: str) -> list[str]:
+def said(answer: str) -> list[str]:
     """What the answer may say, cleaned."""
     text = _cleaned(answer)
     sentences = [part.strip() for part in _SENTENCE.split(text) if part.strip(" .")]
