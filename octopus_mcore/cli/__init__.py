@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from octopus_mcore.cli import convert, data
+from octopus_mcore.cli import coldstart, convert, data
 from octopus_mcore.cli.errors import bound_threads, clear_errors
 from octopus_mcore.launch.local import launcher_environment
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
+app.command()(coldstart.coldstart)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides with YAML values: parallel.tensor=2 rollout.n=8")]
 

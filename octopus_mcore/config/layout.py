@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octopus_mcore.config.buffer_checks import check_replay
+from octopus_mcore.config.coldstart_checks import check_coldstart
 from octopus_mcore.config.evaluation_checks import check_evaluation
 from octopus_mcore.config.loss_checks import check_loss
 from octopus_mcore.config.model_layout import check_model
@@ -44,6 +45,7 @@ def check(config: Config, world_size: int | None = None, hf_config: Mapping[str,
     violations += _check_engine(size, config)
     violations += dict.fromkeys(_check_rewards(config))
     violations += _check_evaluation(config)
+    violations += check_coldstart(config)
     violations += check_precision(config, hf_config)
     if hf_config is not None and not wrong_stages:
         violations += check_model(hf_config, config.parallel)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from octopus_mcore.config.buffer import BufferConfig
+from octopus_mcore.config.coldstart import ColdStartConfig
 from octopus_mcore.config.evaluation import EvalConfig
 from octopus_mcore.config.loss import LossConfig
 from octopus_mcore.config.precision import FP8Config
@@ -273,6 +274,8 @@ class Config(Section):
     """Default optimizer of the phases."""
     phases: dict[str, PhaseConfig]
     """The phases in order, each starting from the last one's weights."""
+    coldstart: ColdStartConfig | None = None
+    """How `octopus-mcore coldstart` makes rows for a supervised cold start; training does not read it."""
     eval: EvalConfig = Field(default_factory=EvalConfig)
     """Evaluation sets and settings."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

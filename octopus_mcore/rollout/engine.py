@@ -55,10 +55,14 @@ class StaleGeneration(EngineError):
 @dataclass(frozen=True)
 class SamplingParams:
     """How to sample. `temperature` 0 is greedy. `stop_token_ids` end a response and are kept as its last id.
-    `banned_token_ids` (vision special tokens) get probability 0, in sampling and in the reported log-probs alike."""
+    `banned_token_ids` (vision special tokens) get probability 0, in sampling and in the reported log-probs alike.
+
+    `top_p` and `top_k` truncate together, as SGLang does: a token must be among the `top_k` most probable (None: any) and within
+    the smallest set whose mass, before any truncation, reaches `top_p`."""
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
     max_new_tokens: int = 256
     stop_token_ids: tuple[int, ...] = ()
     banned_token_ids: tuple[int, ...] = ()
@@ -78,7 +82,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Generation:
-    """The engine's answer: new token ids only, their log-probs (float32, temperature-scaled, before top-p truncation; at
+    """The engine's answer: new token ids only, their log-probs (float32, temperature-scaled, before truncation; at
     temperature 0 the log-probs of the untempered distribution), why it ended ("stop", "length", "abort"), and the weight
     version."""
 

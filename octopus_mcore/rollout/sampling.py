@@ -44,7 +44,7 @@ def sample(logits: torch.Tensor, params: SamplingParams, uniform: np.ndarray) ->
         uniform: float64 [rows], one number in [0, 1) a row; not read at temperature 0.
 
     Returns: Token ids, int64 [rows], and float32 [rows]: log-probs over the allowed tokens, temperature-scaled (at
-        temperature 0 as if it were 1) and before top-p truncation.
+        temperature 0 as if it were 1) and before truncation.
     """
     logits = ban(logits.float(), params.banned_token_ids)
     if params.temperature == 0:
@@ -53,7 +53,8 @@ def sample(logits: torch.Tensor, params: SamplingParams, uniform: np.ndarray) ->
     log_probs = (logits / params.temperature).log_softmax(dim=-1)
     probabilities = log_probs.exp().double()
     position = torch.from_numpy(uniform).to(logits.device)
-    tokens = _nucleus(probabilities, params.top_p, position) if params.top_p < 1 else _invert(probabilities, position)
+    truncated = params.top_p < 1 or params.top_k is not None
+    tokens = _truncated(probabilities, params, position) if truncated else _invert(probabilities, position)
     return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
 
 
@@ -64,11 +65,15 @@ def ban(logits: torch.Tensor, banned: Sequence[int]) -> torch.Tensor:
     return logits.index_fill(1, torch.tensor(banned, device=logits.device), float("-inf"))
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: float, position: torch.Tensor) -> torch.Tensor:
-    """Samples among the most probable tokens whose mass first reaches `top_p` (Holtzman et al. 2020); always at least one."""
+def _truncated(probabilities: torch.Tensor, params: SamplingParams, position: torch.Tensor) -> torch.Tensor:
+    """Samples among the most probable tokens whose mass first reaches `top_p` (Holtzman et al. 2020), at most `top_k` of them;
+    always at least one."""
     ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
-    chosen = _invert(ordered.masked_fill(before >= top_p, 0.0), position)
+    allowed = ordered.masked_fill(before >= params.top_p, 0.0)
+    if params.top_k is not None:
+        allowed[:, params.top_k :] = 0.0
+    chosen = _invert(allowed, position)
     return tokens.gather(1, chosen[:, None])[:, 0]
 
 

@@ -2,7 +2,7 @@
 
 * A prompt travels as ids with *one* placeholder an image, which SGLang expands without decoding the rest (0.5.23,
   `compose_image_artifacts`). It returns the ids that it used; if they are not the request's, that is an error.
-* Log-probs are those of SGLang's temperature-scaled distribution before top-p; banned ids have a logit bias that leaves them
+* Log-probs are those of SGLang's temperature-scaled distribution before truncation; banned ids have a logit bias that leaves them
   probability 0, so the log-probs are those over the allowed ids.
 * SGLang's own end tokens cannot be changed for a request: a response that ends on an id that the request does not name is an
   error.
@@ -51,6 +51,7 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     return {
         "temperature": params.temperature,
         "top_p": params.top_p,
+        **({} if params.top_k is None else {"top_k": params.top_k}),
         "max_new_tokens": params.max_new_tokens,
         "stop_token_ids": list(params.stop_token_ids),
         "ignore_eos": not params.stop_token_ids,

@@ -81,6 +81,13 @@ def test_truncated_sampling_reports_untruncated_log_probs(engine: ServedEngine, 
     assert largest_difference(expected, answers) <= 1e-4
 
 
+def test_of_one_most_probable_token_the_engine_draws_what_greedy_takes(engine: ServedEngine, processor: Processor):
+    greedy = generate(engine, requests(processor, temperature=0.0))
+    drawn = generate(engine, requests(processor, samples=2, temperature=1.5, top_k=1))
+    assert [answer.token_ids for answer in drawn] == [answer.token_ids for answer in greedy for _ in range(2)]
+    assert any(answer.token_ids != greedy[0].token_ids for answer in generate(engine, requests(processor, temperature=1.5)[:1]))
+
+
 def test_banned_ids_are_never_sampled(engine: ServedEngine, processor: Processor, tied: Path):
     vocabulary = random_weights(tied, 1)["model.language_model.embed_tokens.weight"].shape[0]
     allowed = {20, 21, 22}

@@ -48,8 +48,17 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     assert_distribution(frequencies(SamplingParams(top_p=top_p)), expected)
 
 
+@pytest.mark.parametrize(("top_k", "top_p", "kept"), [(1, 1.0, [3]), (3, 1.0, [3, 0, 4]), (3, 0.7, [3, 0]), (3, 0.8, [3, 0, 4])])
+def test_top_k_and_top_p_truncate_together(top_k, top_p, kept):
+    """The nucleus is that of the whole distribution: two tokens hold 0.8 of the best three, but not of all."""
+    probabilities = LOGITS.double().softmax(-1).numpy()
+    expected = np.zeros_like(probabilities)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+    assert_distribution(frequencies(SamplingParams(top_k=top_k, top_p=top_p)), expected)
+
+
 def test_log_probs_are_tempered_over_allowed_tokens_and_untruncated():
-    params = SamplingParams(temperature=0.6, top_p=0.6, banned_token_ids=(1,))
+    params = SamplingParams(temperature=0.6, top_p=0.6, top_k=2, banned_token_ids=(1,))
     logits = LOGITS.expand(200, -1)
     tokens, log_probs = sample(logits, params, uniforms(np.arange(200, dtype=np.uint64), 0))
     allowed = LOGITS.clone()
@@ -69,12 +78,13 @@ def test_greedy_takes_the_best_allowed_token_and_reports_the_untempered_log_prob
     logits=st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=40),
     uniform=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, np.nextafter(1, 0), 2.0**-53])),
     top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    top_k=st.sampled_from([None, 1, 3, 100]),
     data=st.data(),
 )
-def test_a_token_without_mass_is_never_drawn(logits, uniform, top_p, data):
+def test_a_token_without_mass_is_never_drawn(logits, uniform, top_p, top_k, data):
     """Whatever the uniform number, its extremes included."""
     banned = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
-    params = SamplingParams(top_p=top_p, banned_token_ids=tuple(banned))
+    params = SamplingParams(top_p=top_p, top_k=top_k, banned_token_ids=tuple(banned))
     tokens, log_probs = sample(torch.tensor([logits]), params, np.array([uniform]))
     assert tokens.item() in set(range(len(logits))) - banned
     assert np.isfinite(log_probs.item())
