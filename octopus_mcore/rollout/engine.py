@@ -57,8 +57,8 @@ class SamplingParams:
     """How to sample. `temperature` 0 is greedy. `stop_token_ids` end a response and are kept as its last id.
     `banned_token_ids` (vision special tokens) get probability 0, in sampling and in the reported log-probs alike.
 
-    `top_p` and `top_k` truncate together, as SGLang does: a token must be among the `top_k` most probable (None: any) and within
-    the smallest set whose mass, before any truncation, reaches `top_p`."""
+    `top_p` and `top_k` truncate together, as SGLang does: a token must be among the `top_k` most probable (None: any) and
+    within the smallest set whose mass, before any truncation, reaches `top_p`."""
 
     temperature: float = 1.0
     top_p: float = 1.0

@@ -2,8 +2,8 @@
 
 * A prompt travels as ids with *one* placeholder an image, which SGLang expands without decoding the rest (0.5.23,
   `compose_image_artifacts`). It returns the ids that it used; if they are not the request's, that is an error.
-* Log-probs are those of SGLang's temperature-scaled distribution before truncation; banned ids have a logit bias that leaves them
-  probability 0, so the log-probs are those over the allowed ids.
+* Log-probs are those of SGLang's temperature-scaled distribution before truncation; banned ids have a logit bias that leaves
+  them probability 0, so the log-probs are those over the allowed ids.
 * SGLang's own end tokens cannot be changed for a request: a response that ends on an id that the request does not name is an
   error.
 """

@@ -48,7 +48,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     assert_distribution(frequencies(SamplingParams(top_p=top_p)), expected)
 
 
-@pytest.mark.parametrize(("top_k", "top_p", "kept"), [(1, 1.0, [3]), (3, 1.0, [3, 0, 4]), (3, 0.7, [3, 0]), (3, 0.8, [3, 0, 4])])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"), [(1, 1.0, [3]), (3, 1.0, [3, 0, 4]), (3, 0.7, [3, 0]), (3, 0.8, [3, 0, 4])]
+)
 def test_top_k_and_top_p_truncate_together(top_k, top_p, kept):
     """The nucleus is that of the whole distribution: two tokens hold 0.8 of the best three, but not of all."""
     probabilities = LOGITS.double().softmax(-1).numpy()

@@ -20,8 +20,8 @@ from octopus_mcore.training.coldstart.pictures import portable
 from octopus_mcore.training.coldstart.selection import Choice, Sample
 from octopus_mcore.training.coldstart.wording import correction_request
 
-FAILURES_IN_A_ROW = 20
-"""So many requests without an answer, one behind the other, are the service's fault and not theirs."""
+PROBE = ChatRequest("Answer with one word: is the sky above you?")
+"""Asked to learn whether a service that did not answer can answer at all."""
 _IN_FLIGHT = 4
 """Requests handed over at once, in multiples of what the endpoint takes at once: it should not wait for us."""
 
@@ -72,30 +72,31 @@ class EndpointCorrector:
         self.name = f"endpoint:{model.config.model}"
         self.together = _IN_FLIGHT * model.config.concurrency
         self._config, self._model, self._seed = config, model, seed
-        self._failed = 0
 
     def replies(self, tasks: Sequence[Task]) -> Iterator[ChatReply]:
-        """What the model answers, or why it did not.
+        """What the model answers, or why it did not. That a request was not answered is its own fault only where the service
+        answered a later one, or, behind the last, a plain question.
 
         Raises:
-            EndpointError: it cannot be used at all, which also is what `FAILURES_IN_A_ROW` requests without an answer say; the
-                last of these are not among the replies.
+            EndpointError: the service cannot be used at all. Requests that this left without an answer are not among the
+                replies.
         """
-        waiting: list[ChatReply] = []
-        for reply in self._model.complete([self._request(task) for task in tasks]):
-            if reply.error is None:
-                self._failed = 0
-                yield from waiting
-                waiting.clear()
-                yield reply
+        unanswered: list[ChatReply] = []
+        for reply in self._model.complete(self._request(task) for task in tasks):
+            if reply.error is not None:
+                unanswered.append(reply)
                 continue
-            self._failed += 1
-            waiting.append(reply)
-            if self._failed >= FAILURES_IN_A_ROW:
+            yield from unanswered
+            unanswered.clear()
+            yield reply
+        if unanswered:
+            (probe,) = self._model.complete([PROBE])
+            if probe.error is not None:
                 raise EndpointError(
-                    f"{self._model.config.url}: {self._failed} requests in a row were not answered; the last: {reply.error}"
+                    f"{self._model.config.url}: the last {len(unanswered)} requests were not answered, nor was a plain "
+                    f"question: {probe.error}"
                 )
-        yield from waiting
+            yield from unanswered
 
     def _request(self, task: Task) -> ChatRequest:
         row = task.row

@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 
 
 class FolderEngine(Attendant):
-    """An engine that serves a checkpoint folder, and brings its weights again where servers were lost. To who generates with it,
-    it is the engine."""
+    """An engine that serves a checkpoint folder, and brings its weights again where servers were lost. To who generates with
+    it, it is the engine."""
 
     def __init__(self, engine: RolloutEngine, folder: HFFolder) -> None:
         """Gives the engine its weights. Raises `EngineError`, or ValueError where the folder does not fit."""

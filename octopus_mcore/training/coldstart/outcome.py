@@ -24,7 +24,8 @@ Report = dict[str, Any]
 
 
 def write_outcome(config: Config, folder: OutputFolder, state: WorkState, limit: int) -> Report:
-    """Writes `sft.jsonl`, `dropped.jsonl` and, last, `report.json`; returns the report. `limit` is how many inputs there were."""
+    """Writes `sft.jsonl`, `dropped.jsonl` and, last, `report.json`; returns the report. `limit` is how many inputs there
+    were."""
     corrections: dict[int, list[Record]] = {}
     for record in state.corrections:
         corrections.setdefault(record["index"], []).append(record)
@@ -140,9 +141,9 @@ def _report(config: Config, folder: OutputFolder, state: WorkState, limit: int, 
     }
 
 
-def report_table(report: Report, folder: OutputFolder) -> Table:
+def report_table(report: Report) -> Table:
     """The report for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"cold start: {folder.path}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("count", justify="right")
     table.add_column("dropped, by reason", overflow="fold")
@@ -160,8 +161,6 @@ def report_table(report: Report, folder: OutputFolder) -> Table:
     table.add_section()
     for name, count in report["tokens"].items():
         table.add_row(f"tokens of {name}", f"{count:,}")
-    table.caption_justify = "left"
-    table.caption = f"rows: {folder.rows}\nwhat was dropped: {folder.dropped}\ncounts: {folder.report}"
     return table
 
 

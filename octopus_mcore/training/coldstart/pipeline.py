@@ -67,7 +67,8 @@ def make_cold_start(config: Config, console: Console | None = None) -> Report:
                 break
         progress.show(state, "writing", last=True)
         report = write_outcome(config, folder, state, limit)
-        progress.note(report_table(report, folder))
+        progress.note(report_table(report))
+        progress.note(f"rows: {folder.rows}\nwhat was dropped: {folder.dropped}\ncounts: {folder.report}")
     return report
 
 
