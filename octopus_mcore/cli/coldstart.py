@@ -39,11 +39,12 @@ def coldstart(
         bound_threads(checked.runtime.threads)
 
         from octopus_mcore.endpoints.http import EndpointError
+        from octopus_mcore.rewards.services import JudgingError
         from octopus_mcore.rollout.engine import EngineError
         from octopus_mcore.training.coldstart.pipeline import make_cold_start
 
         try:
             make_cold_start(checked)
-        except (EndpointError, EngineError) as error:
+        except (EndpointError, EngineError, JudgingError) as error:
             typer.echo(f"error: {error}\nwhat was done is kept: start again to go on", err=True)
             raise typer.Exit(1) from None

@@ -61,6 +61,7 @@ class CorrectionFilter:
     | `too_long` | the row is longer than `coldstart.max_response_tokens`, or than a micro-batch |
     | `malformed` | it has not the form of `rewards.style` |
     | `several_boxes` | more than one box stands behind its reasoning |
+    | `unjudged` | the judge gave no verdict |
     | `wrong` | its answer is wrong |
     """
 
@@ -126,7 +127,7 @@ class CorrectionFilter:
 
     def _attempt(self, reply: ChatReply, example: SFTExample) -> Attempt:
         prompt = example.prompt
-        return Attempt(reply.text.strip(), prompt.answer, self._judge.of(prompt))
+        return Attempt(reply.text.strip(), prompt.answer, self._judge.of(prompt), prompt.question)
 
     def _verdict(self, reply: ChatReply, dropped: _DroppedError | None) -> Verdict:
         text = None if reply.text is None else reply.text.strip()
@@ -144,4 +145,6 @@ def _fault(text: str, grade: AttemptGrade) -> _DroppedError | None:
         return _DroppedError("malformed")
     if text.rpartition(THINK_CLOSE)[2].count("\\boxed") > 1:
         return _DroppedError("several_boxes")
+    if not grade.judged:
+        return _DroppedError("unjudged")
     return None if grade.correct else _DroppedError("wrong", f"answers {grade.answer!r:.80}")

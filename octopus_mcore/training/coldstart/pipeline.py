@@ -38,7 +38,7 @@ def make_cold_start(config: Config, console: Console | None = None) -> Report:
     Raises:
         ValueError, FileNotFoundError: bad input: the configuration has no section `coldstart`, the source, the checkpoint or
             the folder cannot be used (`OtherConfiguration`, `FolderInUse`).
-        EndpointError, EngineError: a service cannot be used; what was done is kept.
+        EndpointError, EngineError, JudgingError: a service cannot be used; what was done is kept.
     """
     section = config.coldstart
     if section is None:
