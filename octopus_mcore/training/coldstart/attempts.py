@@ -88,7 +88,7 @@ class AttemptSampler:
 
 
 def verdict_of(rollout: Rollout, text: str, special_tokens: Sequence[str]) -> str:
-    """`right` or `wrong`, or why the attempt cannot be used: `vision_token`, `aborted`, `unjudged`, `cut` (at the length limit),
+    """`right` or `wrong`, or why the attempt cannot be used: `vision_token`, `aborted`, `unjudged`, `cut` (at the limit),
     `self_correction` (it holds the tags), `special_token` (of the chat), `unreadable` (bytes that are no text), `malformed`."""
     judgement = rollout.judgement
     if not judgement.valid:
