@@ -1,171 +1,156 @@
-"""Small files in exactly the layouts in which datasets were published, with right and wrong rows."""
+"""Configurations of published checkpoints as their `config.json` has them: the keys that shapes depend on, in each family's own
+form (Qwen2.5-VL keeps the decoder's keys at the top, all name `rope_theta` and `rope_scaling`)."""
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow
-import pyarrow.parquet as parquet
-from PIL import Image
+from transformers import AutoConfig, PretrainedConfig
 
 
-def picture(seed: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def encoded(seed: int, kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
-    stream = io.BytesIO()
-    picture(seed, size).save(stream, kind)
-    return stream.getvalue()
-
-
-def virl_row(i: int, **changes) -> dict:
+def _decoder(layers: int, hidden: int, ffn: int, heads: int, groups: int, vocabulary: int) -> dict[str, Any]:
     return {
-        "question": f"<image>\nWhat is {i}?",
-        "answer": rf"\boxed{{{i}}}",
-        "PassRate_32BTrained": 0.5,
-        "PassRate_7BBase": -1.0,
-        "category": "(GradeSchool) Geometric",
-        "source": "MMK12",
-        "qid": f"MMK12-{i}",
-        "image": [f"images/{i}.jpg"],
-        **changes,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "rms_norm_eps": 1e-06,
+        "vocab_size": vocabulary,
     }
 
 
-VIRL_ROWS = [
-    # row, kind of fault (None: kept)
-    (virl_row(0), None),
-    (virl_row(1, PassRate_7BBase=0.25, category="Spatial Reasoning"), None),
-    (virl_row(2, image=["images/nowhere.jpg"]), "missing image"),
-    (virl_row(3, image=["images/cut.jpg"]), "undecodable image"),
-    (virl_row(4, answer=" "), "answer"),
-    (virl_row(5, answer="5"), "answer without box"),
-    (virl_row(6, question="<image><image> Which?"), "markers"),
-    (virl_row(7, qid="MMK12-0"), "duplicate uid"),
-    (virl_row(8, PassRate_32BTrained=1.2), "pass rate"),
-    (virl_row(9, question=""), "question"),
-    (virl_row(10, question="Which <image> is <image>?", image=["images/0.jpg", "images/1.jpg"], source="M3CoT"), None),
-    (virl_row(11, question="2 + 2?", image=[], source="DeepScaleR", PassRate_32BTrained=1.0), None),
-    (virl_row(12, image=["images/same.jpg"], PassRate_32BTrained=0.0), None),
-    (virl_row(13, PassRate_7BBase=1.0, image=["images/13.gif"]), None),
-]
-
-
-def write_virl39k(folder: Path, zipped: bool = False) -> Path:
-    """`39Krelease.parquet` and `images/`, or `images.zip` as it is on the hub."""
-    folder.mkdir(parents=True)
-    files = {f"images/{i}.jpg": encoded(i, "JPEG") for i in range(12)}
-    files["images/cut.jpg"] = files["images/3.jpg"][:-200]
-    files["images/same.jpg"] = files["images/1.jpg"]
-    files["images/13.gif"] = encoded(13, "GIF")
-    if zipped:
-        with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-    else:
-        (folder / "images").mkdir()
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-    table = pyarrow.Table.from_pylist([row for row, _ in VIRL_ROWS])
-    parquet.write_table(table, folder / "39Krelease.parquet", row_group_size=5)
-    return folder
-
-
-def llava_row(i: int, image: str, **changes) -> dict:
-    reply = f"<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n<CONCLUSION> {i} </CONCLUSION>"
-    turns = [{"from": "human", "value": f"What is {i}?"}, {"from": "gpt", "value": reply}]
-    return {"id": f"row_{i}", "image": image, "conversations": turns, **changes}
-
-
-LLAVA_ROWS = [
-    (llava_row(0, "sqa/train/0/image.png"), None),
-    (llava_row(1, "coco/train2017/1.jpg"), None),
-    (llava_row(2, "CLEVR_v1.0/images/train/2.png"), None),
-    (llava_row(3, "geoqa+/images/3.png", conversations=[{"from": "human", "value": "Only a question?"}]), "layout of the row"),
-    (llava_row(4, "web-celebrity/images/4.jpg"), None),
-    (llava_row(5, ""), "image"),
-]
-LLAVA_ROWS[0][0]["conversations"] += [
-    {"from": "human", "value": "And?"},
-    {"from": "gpt", "value": "<CONCLUSION>n</CONCLUSION>"},
-]
-_NO_CONCLUSION = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It is 6."}]
-LLAVA_ROWS.append((llava_row(6, "vg/VG_100K/6.jpg", conversations=_NO_CONCLUSION), "layout of the row"))
-
-
-def write_llava_cot(folder: Path, parts: int = 0) -> Path:
-    """`train.jsonl` with images below the folder, or in the parts of one zip file as they are on the hub."""
-    folder.mkdir(parents=True)
-    files = {row["image"]: encoded(i, "JPEG") for i, (row, _) in enumerate(LLAVA_ROWS) if row["image"]}
-    if parts:
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w") as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-        whole = stream.getvalue()
-        size = -(-len(whole) // parts)
-        for number in range(parts):
-            piece = whole[number * size : (number + 1) * size]
-            (folder / f"image.zip.part-a{chr(ord('a') + number)}").write_bytes(piece)
-    else:
-        for name, data in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-    lines = [json.dumps(row).encode() for row, _ in LLAVA_ROWS]
-    lines[3:3] = [b"", b'{"id": "latin", "image": "\xe9"}']
-    (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return folder
-
-
-def write_geometry3k(folder: Path, splits: tuple[str, ...] = ("train", "validation", "test")) -> Path:
-    """`data/<split>-00000-of-00001.parquet` with `images` (bytes), `problem`, `answer`."""
-    (folder / "data").mkdir(parents=True)
-    for number, split in enumerate(splits):
-        rows = [
-            {"images": [{"bytes": encoded(i), "path": None}], "problem": f"<image>Find {i}.", "answer": rf"\frac{{{i}}}{{2}}"}
-            for i in range(number, number + 4)
-        ]
-        if split == "train":
-            rows[2]["images"][0]["bytes"] = encoded(9)[:50]
-        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"data/{split}-00000-of-00001.parquet")
-    return folder
-
-
-SUFFIX = (
-    "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. The reasoning "
-    "process MUST BE enclosed within <think> </think> tags. The final answer MUST BE in <answer> </answer> tags."
-)
-
-
-def ocean_row(i: int, rule: str = "acc", truth: str | None = None, **changes) -> dict:
-    truth = truth if truth is not None else f"<answer>{i}</answer>"
+def _qwen3_vl(text: tuple, tied: bool, vision: tuple[int, int, int, list[int]]) -> dict[str, Any]:
+    depth, width, ffn, levels = vision
     return {
-        "data_source": "geoqa" if rule == "acc" else "rec",
-        "prompt": [{"role": "user", "content": f"<image> What is {i}?\n{SUFFIX}"}],
-        "images": [{"bytes": encoded(i), "path": f"elsewhere/{i}.png"}],
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": truth},
-        "extra_info": {
-            "index": i,
-            "answer": truth,
-            "question": f"What is {i}?",
-            "reward_func": rule,
-            "image_paths": [f"elsewhere/{i}.png"],
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": 151655,
+        "model_type": "qwen3_vl",
+        "text_config": {
+            **_decoder(*text, 151936),
+            "attention_bias": False,
+            "dtype": "bfloat16",
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_vl_text",
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+            "rope_theta": 5000000,
         },
-        **changes,
+        "tie_word_embeddings": tied,
+        "video_token_id": 151656,
+        "vision_config": {
+            "deepstack_visual_indexes": levels,
+            "depth": depth,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": width,
+            "in_channels": 3,
+            "intermediate_size": ffn,
+            "model_type": "qwen3_vl",
+            "num_heads": 16,
+            "num_position_embeddings": 2304,
+            "out_hidden_size": text[1],
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652,
     }
 
 
-def write_ocean(folder: Path, split: str = "train", count: int = 6) -> Path:
-    """`data/<split>-00000-of-00001.parquet` in verl's layout."""
-    (folder / "data").mkdir(parents=True)
-    rows = [ocean_row(i) for i in range(count)]
-    rows += [ocean_row(20, "iou", "[1, 2, 30, 40]"), ocean_row(21, "iou", "[1, 2, 1, 40]"), ocean_row(22, "bleu")]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"data/{split}-00000-of-00001.parquet")
-    return folder
+def _qwen2_5_vl(text: tuple, vocabulary: int, tied: bool, ffn: int) -> dict[str, Any]:
+    return {
+        **_decoder(*text, vocabulary),
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "image_token_id": 151655,
+        "max_position_embeddings": 128000,
+        "max_window_layers": text[0],
+        "model_type": "qwen2_5_vl",
+        "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "video_token_id": 151656,
+        "vision_config": {
+            "depth": 32,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "in_chans": 3,
+            "intermediate_size": ffn,
+            "num_heads": 16,
+            "out_hidden_size": text[1],
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 112,
+        },
+        "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652,
+    }
+
+
+def _text(model_type: str, text: tuple, vocabulary: int, tied: bool, **more: Any) -> dict[str, Any]:
+    return {
+        **_decoder(*text, vocabulary),
+        "max_position_embeddings": 32768,
+        "max_window_layers": text[0],
+        "model_type": model_type,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        **more,
+    }
+
+
+def _qwen3(text: tuple, tied: bool) -> dict[str, Any]:
+    more = {"attention_bias": False, "head_dim": 128, "rope_scaling": None, "sliding_window": None}
+    return _text("qwen3", text, 151936, tied, **more)
+
+
+def _qwen2(text: tuple, vocabulary: int, tied: bool) -> dict[str, Any]:
+    return _text("qwen2", text, vocabulary, tied, sliding_window=32768)
+
+
+_SMALL, _LARGE = (24, 1024, 4096, [5, 11, 17]), (27, 1152, 4304, [8, 16, 24])
+
+PUBLISHED_FILES: dict[str, dict[str, Any]] = {
+    "Qwen3-VL-2B": _qwen3_vl((28, 2048, 6144, 16, 8), True, _SMALL),
+    "Qwen3-VL-4B": _qwen3_vl((36, 2560, 9728, 32, 8), True, _SMALL),
+    "Qwen3-VL-8B": _qwen3_vl((36, 4096, 12288, 32, 8), False, _LARGE),
+    "Qwen3-VL-32B": _qwen3_vl((64, 5120, 25600, 64, 8), False, _LARGE),
+    "Qwen2.5-VL-3B": _qwen2_5_vl((36, 2048, 11008, 16, 2), 151936, True, 3420),
+    "Qwen2.5-VL-7B": _qwen2_5_vl((28, 3584, 18944, 28, 4), 152064, False, 3420),
+    "Qwen2.5-VL-32B": _qwen2_5_vl((64, 5120, 27648, 40, 8), 152064, False, 3456),
+    "Qwen2.5-VL-72B": _qwen2_5_vl((80, 8192, 29568, 64, 8), 152064, False, 3456),
+    "Qwen3-0.6B": _qwen3((28, 1024, 3072, 16, 8), True),
+    "Qwen3-1.7B": _qwen3((28, 2048, 6144, 16, 8), True),
+    "Qwen3-4B": _qwen3((36, 2560, 9728, 32, 8), True),
+    "Qwen3-8B": _qwen3((36, 4096, 12288, 32, 8), False),
+    "Qwen3-14B": _qwen3((40, 5120, 17408, 40, 8), False),
+    "Qwen3-32B": _qwen3((64, 5120, 25600, 64, 8), False),
+    "Qwen2.5-0.5B": _qwen2((24, 896, 4864, 14, 2), 151936, True),
+    "Qwen2.5-1.5B": _qwen2((28, 1536, 8960, 12, 2), 151936, True),
+    "Qwen2.5-3B": _qwen2((36, 2048, 11008, 16, 2), 151936, True),
+    "Qwen2.5-7B": _qwen2((28, 3584, 18944, 28, 4), 152064, False),
+    "Qwen2.5-14B": _qwen2((48, 5120, 13824, 40, 8), 152064, False),
+    "Qwen2.5-32B": _qwen2((64, 5120, 27648, 40, 8), 152064, False),
+    "Qwen2.5-72B": _qwen2((80, 8192, 29568, 64, 8), 152064, False),
+}
+"""By name, the content of `config.json`."""
+
+
+def _read(content: dict[str, Any]) -> PretrainedConfig:
+    """The configuration as Transformers reads the file."""
+    keys = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    return AutoConfig.for_model(keys.pop("model_type"), **keys)
+
+
+PUBLISHED: dict[str, PretrainedConfig] = {name: _read(content) for name, content in PUBLISHED_FILES.items()}

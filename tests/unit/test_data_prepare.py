@@ -22,7 +22,7 @@ from octopus_mcore.data.preparation.prepare import Options, prepare
 from octopus_mcore.data.preparation.registry import DATASETS, VIRL39K, find_dataset
 from octopus_mcore.data.preparation.tally import band
 from octopus_mcore.data.rows import Row
-from tests.published import (
+from tests.published_sets import (
     LLAVA_ROWS,
     SUFFIX,
     VIRL_ROWS,
