@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.section import PluginConfig
-from octopus_mcore.data.rows import EpochOrder, PromptSource, Row, RowSource
+from octopus_mcore.data.order import EpochOrder
+from octopus_mcore.data.rejects import Rejects
+from octopus_mcore.data.rows import PromptSource, Row, RowSource
 from octopus_mcore.runtime.seeds import numpy_generator
 
 _AMOUNT = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
@@ -56,19 +59,31 @@ class MixtureSource:
 
     counted in the source's own order. Parts keep their options and columns. What is drawn at random is keyed by the seed that
     the loop passes, or by `seed`, and by the part's number, and is the same in every epoch. An epoch is `len(mixture)` rows,
-    shuffled over all parts (with `shuffle=False` part behind part). A row's uid is its own behind its part's number.
+    shuffled over all parts (with `shuffle=False` part behind part). A row's uid is its own behind its part's number. `rejects`
+    is that of `RowSource`, one file for all parts that have a `path` and no `rejects` of their own; what is left out is not
+    counted among a part's rows.
 
     Raises:
         PluginError, FileNotFoundError, ValueError: a part cannot be opened; it has no length, or fewer rows than are taken of
             it; it shuffles itself; `take` is of another form. The message names the part.
     """
 
-    def __init__(self, parts: Sequence[Mapping[str, Any]], shuffle: bool = True, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Mapping[str, Any]],
+        shuffle: bool = True,
+        seed: int | None = None,
+        rejects: str | PathLike | None = None,
+    ) -> None:
         if isinstance(parts, str | Mapping) or not parts:
             raise ValueError(f"parts: expected a list of at least one part, found {parts!r:.80}")
         self.shuffle = shuffle
         self.seed = seed
-        self._parts = [_part(part, f"parts[{number}]") for number, part in enumerate(parts)]
+        together = None if rejects is None else Rejects(rejects)
+        _check_rejects(parts, rejects)
+        self._parts = [_part(part, f"parts[{number}]", together) for number, part in enumerate(parts)]
+        if together is not None:
+            together.write()
         self._ends = np.cumsum([part.count for part in self._parts])
         self._order = EpochOrder(int(self._ends[-1]), shuffle)
         self._chosen = lru_cache(maxsize=2 * len(self._parts))(lambda seed, number: self._parts[number].chosen(seed, number))
@@ -110,11 +125,23 @@ class MixtureSource:
         return [*lines, f"mixture of {len(self):,} rows: {shares}"]
 
 
-def _part(options: Any, where: str) -> _Part:
+def _check_rejects(parts: Sequence[Mapping[str, Any]], together: str | PathLike | None) -> None:
+    """Raises `ValueError` where two lists of rejects would be one file."""
+    files = [str(part["rejects"]) for part in parts if isinstance(part, Mapping) and "rejects" in part] + (
+        [] if together is None else [str(together)]
+    )
+    repeated = [file for file in files if files.count(file) > 1]
+    if repeated:
+        raise ValueError(
+            f"rejects: {repeated[0]!r} is named more than once; give each list its own file, or the mixture one for all"
+        )
+
+
+def _part(options: Any, where: str, rejects: Rejects | None) -> _Part:
     """Opens a part. Raises as `MixtureSource`."""
     if not isinstance(options, Mapping) or ("source" in options) == ("path" in options) or "take" not in options:
         raise ValueError(f"{where}: expected `take` and either `source` or `path`, found {options!r:.120}")
-    name, source = _open({key: value for key, value in options.items() if key != "take"}, where)
+    name, source = _open({key: value for key, value in options.items() if key != "take"}, where, rejects)
     if not hasattr(source, "__len__"):
         raise ValueError(
             f"{where}: {name} is endless, and a mixture is made of rows that can be counted; take a source with `__len__`"
@@ -128,10 +155,12 @@ def _part(options: Any, where: str) -> _Part:
     return _Part(source, size, how, count, name)
 
 
-def _open(options: dict[str, Any], where: str) -> tuple[str, PromptSource]:
+def _open(options: dict[str, Any], where: str, rejects: Rejects | None) -> tuple[str, PromptSource]:
     """A part's source, and what messages call it."""
     if "path" in options:
-        plugin = PluginConfig(target=f"{RowSource.__module__}:{RowSource.__name__}", options={"shuffle": False, **options})
+        plugin = PluginConfig(
+            target=f"{RowSource.__module__}:{RowSource.__name__}", options={"shuffle": False, "rejects": rejects, **options}
+        )
         return str(options["path"]), load_plugin(plugin, where)
     if unknown := sorted(options.keys() - {"source"}):
         raise ValueError(f"{where}: {', '.join(map(repr, unknown))} belongs into source.options")

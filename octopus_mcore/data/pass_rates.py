@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from octopus_mcore.data.tables import Record, RowError
+from octopus_mcore.data.tables import Record
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _rule(option: Any, where: str) -> PassRate:
 def _share(value: Any, rule: PassRate, record: Record) -> float:
     if not _number(value) or not 0 <= value <= 1:
         declared = f"declared unlabelled are {list(rule.unlabelled)}" if rule.unlabelled else "nothing is declared unlabelled"
-        raise RowError(f"{record.at(rule.key)}: expected a pass rate between 0 and 1, found {value!r:.80} ({declared})")
+        raise record.error(rule.key, f"expected a pass rate between 0 and 1, found {value!r:.80} ({declared})")
     return value
 
 

@@ -7,7 +7,7 @@ The whole response is tokenised once, never piece by piece: tokens may fuse acro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from os import PathLike
@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from octopus_mcore.config.plugins import check_options
 from octopus_mcore.data.processor import Processor, PromptTooLong
-from octopus_mcore.data.rows import Row, RowSource, text_field
-from octopus_mcore.data.tables import Record, RowError
+from octopus_mcore.data.row_reader import Row, RowKeys, answering_turn, text_field
+from octopus_mcore.data.rows import OfLayout, RowSource
+from octopus_mcore.data.tables import Record
 from octopus_mcore.experience.types import Prompt
 
 
@@ -132,41 +134,69 @@ def _check_response(processor: Processor, uid: str, text: str, ids: Sequence[int
         )
 
 
+class _AnsweredRows(RowSource):
+    """Rows with a response; a row whose response cannot be used cannot be used."""
+
+    def __init__(self, path: str | PathLike, response_key: str | OfLayout, **options: Any) -> None:
+        self._response_key = response_key
+        super().__init__(path, **options)
+
+    def check(self, record: Record) -> Row:
+        """See `RowSource.check`."""
+        pieces_of(record, self.keys.response)
+        return super().check(record)
+
+    def _keys(self, layout: str, given: Mapping[str, Any]) -> RowKeys:
+        response = {} if self._response_key is OfLayout.KEY else {"response": self._response_key}
+        return super()._keys(layout, {**given, **response})
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys([*super()._columns(), self.keys.response]))
+
+
 class SFTFileSource:
-    """An `SFTSource` over a JSONL or parquet file. `response_key` names a text, or a list of `{"text", "weight"}` pieces
-    (weight 1 where it is left out); all other options are those of `RowSource`. There is no ground truth unless `answer_key`
-    names it."""
+    """An `SFTSource` over a table. `response_key` (`response`, or the layout's) names a text, a list of `{"text", "weight"}`
+    pieces (weight 1 where it is left out), or a conversation of a question and its answer; all other options are those of
+    `RowSource`. There is no ground truth unless `answer_key` names it."""
 
     def __init__(
-        self, path: str | PathLike, response_key: str = "response", answer_key: str | None = None, **options: Any
+        self,
+        path: str | PathLike,
+        response_key: str | OfLayout = OfLayout.KEY,
+        answer_key: str | None | OfLayout = None,
+        **options: Any,
     ) -> None:
-        self.response_key = response_key
-        self._source = RowSource(path, answer_key=answer_key, **options)
+        check_options(RowSource, {"path": path, **options}, "the SFT source", "RowSource")
+        self._source = _AnsweredRows(path, response_key, answer_key=answer_key, **options)
+        self.notes = self._source.notes
 
     def __len__(self) -> int:
         return len(self._source)
 
     def rows(self, start: int, count: int, seed: int) -> list[SFTRow]:
         """See `SFTSource.rows`. Raises `RowError` for a row that cannot be used, naming file, row and key."""
-        return [self._row(record, uid) for record, uid in self._source.records(start, count, seed)]
+        source = self._source
+        return [
+            SFTRow(source.reader.row(record, uid), pieces_of(record, source.keys.response))
+            for record, uid in source.records_at(range(start, start + count), seed)
+        ]
 
     def validate(self) -> None:
         """Reads every row once; see `RowSource.validate`."""
-        self._source.check_rows(lambda record: self._row(record, "validation").row)
-
-    def _row(self, record: Record, uid: str) -> SFTRow:
-        return SFTRow(self._source.row(record, uid), _pieces(record, self.response_key))
+        self._source.validate()
 
 
-def _pieces(record: Record, key: str) -> tuple[ResponsePiece, ...]:
-    """The response of a record as pieces."""
+def pieces_of(record: Record, key: str) -> tuple[ResponsePiece, ...]:
+    """The response of a record as pieces. Raises `RowError`."""
     value = record.get(key)
     if not isinstance(value, list):
         return (ResponsePiece(text_field(record, key)),)
+    if value and isinstance(value[0], dict) and value[0].keys() & {"role", "from"}:
+        return (ResponsePiece(answering_turn(record, key)),)
     try:
         pieces = tuple(ResponsePiece(**item) for item in value)
     except (TypeError, ValueError) as error:
-        raise RowError(f"{record.at(key)}: expected a text or a list of {{'text', 'weight'}}: {error}") from error
+        raise record.error(key, f"expected a text or a list of {{'text', 'weight'}}: {error}") from error
     if not "".join(piece.text for piece in pieces):
-        raise RowError(f"{record.at(key)}: the pieces hold no text")
+        raise record.error(key, "the pieces hold no text")
     return pieces

@@ -180,7 +180,9 @@ def test_damaged_pages_of_a_parquet_file_are_named(parquet_file):
     damaged = bytearray(parquet_file.read_bytes())
     damaged[4:40] = b"\xff" * 36
     parquet_file.write_bytes(damaged)
-    with pytest.raises(RowError, match=r"3 of 7 rows cannot be used:\n.*rows.parquet, row group 0 .*cannot be read"):
+    with pytest.raises(
+        RowError, match=r"3 of 7 rows cannot be used:\n.*rows.parquet, row 1: row group 0 \(rows 1 to 3\): cannot be read"
+    ):
         RowSource(parquet_file).validate()
     assert len(RowSource(parquet_file, shuffle=False).rows(3, 4, seed=0)) == 4
 

@@ -18,7 +18,7 @@ from octopus_mcore.data.pass_rates import PassRate, keeps
 from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.preparation.inputs import Unreadable
 from octopus_mcore.data.preparation.pictures import ImageBytes, ImageFiles, StoredImage, stored_form
-from octopus_mcore.data.rows import boxed_truth, check_markers, question_field, text_field
+from octopus_mcore.data.row_reader import boxed_truth, check_markers, question_field, text_field
 from octopus_mcore.data.tables import Record, RowError
 
 _KEY = re.compile(r", key '([^']+)': ")
@@ -123,7 +123,7 @@ class Reader:
             answer = text_field(record, dataset.answer, numbers=True)
         if dataset.answer_boxed:
             with _refusing(dataset.answer, "answer without box"):
-                answer = boxed_truth(answer, record.at(dataset.answer))
+                answer = boxed_truth(answer, record, dataset.answer)
         if dataset.check is not None:
             with _refusing(None, "check"):
                 dataset.check(record)
@@ -163,7 +163,7 @@ class Reader:
                 value = record.get(key)
         items = [] if value is None else value if isinstance(value, list) else [value]
         with _refusing(self._dataset.question, "markers"):
-            check_markers(question, len(items), record.at(self._dataset.question))
+            check_markers(question, len(items), record, self._dataset.question)
         found = [self._found(item, key or "", record) for item in items]
         images = []
         for image in found:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
-from octopus_mcore.data.tables.records import Record, RowError
+from octopus_mcore.data.tables.records import Pieces, Record, columns_of, unreadable
 
 
 class ArrowTable:
@@ -44,6 +44,9 @@ class ArrowTable:
         """See `Table.boundaries`: rows are read one by one."""
         return np.array([0, len(self)], dtype=np.int64)
 
+    def remember(self, pieces: Pieces) -> None:
+        """See `Table.remember`: nothing is kept, the file is mapped."""
+
     def records(self, indices: Sequence[int], keys: Sequence[str] | None = None) -> list[Record]:
         """See `Table.records`."""
         wanted = np.asarray(indices, dtype=np.int64)
@@ -52,9 +55,11 @@ class ArrowTable:
         for number in np.unique(numbers).tolist():
             of_batch = np.unique(wanted[numbers == number])
             try:
-                rows = self._batch(number).take(pyarrow.array(of_batch - self._starts[number])).to_pylist()
+                batch = self._batch(number)
+                if (columns := columns_of(keys, batch.schema.names)) is not None:
+                    batch = batch.select(columns)
+                rows = batch.take(pyarrow.array(of_batch - self._starts[number])).to_pylist()
             except (OSError, ValueError) as error:
-                first, last = self._starts[number] + 1, self._starts[number + 1]
-                raise RowError(f"{self._file}, batch {number} (rows {first} to {last}): cannot be read: {error}") from error
+                raise unreadable(self._file, "batch", number, self._starts, of_batch, error) from error
             found |= {i: Record(row, self._file, i + 1) for i, row in zip(of_batch.tolist(), rows, strict=True)}
         return [found[int(index)] for index in indices]

@@ -4,6 +4,7 @@ file nor the row group."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
-from octopus_mcore.data.tables.records import Record, RowError
+from octopus_mcore.data.tables.records import PIECE, Pieces, Record, columns_of, unreadable
 
 _SLICE = 256
 """Rows of a row group that are decoded at once."""
@@ -30,6 +31,7 @@ class ParquetTable:
                 self._metadata, self._names = opened.metadata, set(opened.schema_arrow.names)
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{file} is not a readable parquet file: {error}") from error
+        self._pieces: Pieces | None = None
         groups = range(self._metadata.num_row_groups)
         self._starts = np.cumsum([0, *(self._metadata.row_group(group).num_rows for group in groups)], dtype=np.int64)
 
@@ -40,39 +42,62 @@ class ParquetTable:
         """See `Table.boundaries`."""
         return self._starts
 
+    def remember(self, pieces: Pieces) -> None:
+        """See `Table.remember`: row groups are kept decoded, one of more than `PIECE` rows in pieces. Such a piece costs
+        reading all of its row group that lies before it."""
+        self._pieces = pieces
+
     def records(self, indices: Sequence[int], keys: Sequence[str] | None = None) -> list[Record]:
         """See `Table.records`."""
-        columns = self._columns(keys)
+        columns = columns_of(keys, self._names)
         wanted = np.unique(np.asarray(indices, dtype=np.int64))
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        read = self._rows if self._pieces is None else self._remembered
         found: dict[int, Record] = {}
-        # Opened for each call: a table of a thousand shards must not hold a thousand files.
-        with parquet.ParquetFile(self._file, metadata=self._metadata, buffer_size=_READ, pre_buffer=False) as opened:
-            for group in np.unique(groups).tolist():
-                of_group = wanted[groups == group]
-                rows = self._rows(opened, group, of_group - self._starts[group], columns)
-                found |= {i: Record(row, self._file, i + 1) for i, row in zip(of_group.tolist(), rows, strict=True)}
+        for group in np.unique(groups).tolist():
+            of_group = wanted[groups == group]
+            try:
+                rows = list(read(group, of_group - self._starts[group], columns))
+            except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+                raise unreadable(self._file, "row group", group, self._starts, of_group, error) from error
+            found |= {i: Record(row, self._file, i + 1) for i, row in zip(of_group.tolist(), rows, strict=True)}
         return [found[int(index)] for index in indices]
 
-    def _columns(self, keys: Sequence[str] | None) -> list[str] | None:
-        """The columns of these keys, None for all: also where one is missing, so that the error can say what the rows have."""
-        if keys is None:
-            return None
-        columns = {key if key in self._names else key.partition(".")[0] for key in keys}
-        return sorted(columns) if columns <= self._names else None
+    def _rows(self, group: int, wanted: np.ndarray, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+        """The rows with these ascending numbers (from 0) within a row group."""
+        for begin, batch in self._batches(group, columns, _SLICE):
+            end = begin + batch.num_rows
+            yield from _taken(batch, wanted[(wanted >= begin) & (wanted < end)] - begin)
+            if end > wanted[-1]:
+                return
 
-    def _rows(
-        self, opened: parquet.ParquetFile, group: int, wanted: np.ndarray, columns: list[str] | None
-    ) -> Iterator[dict[str, Any]]:
-        """The rows with these ascending numbers (from 0) within a row group. Raises `RowError`."""
-        begin = 0
-        try:
-            for batch in opened.iter_batches(_SLICE, row_groups=[group], columns=columns, use_threads=False):
-                inside = wanted[(wanted >= begin) & (wanted < begin + batch.num_rows)]
-                yield from batch.take(pyarrow.array(inside - begin)).to_pylist()
+    def _remembered(self, group: int, wanted: np.ndarray, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+        """Like `_rows`, from remembered pieces."""
+        for piece in np.unique(wanted // PIECE).tolist():
+            key = (self._file, group, piece, None if columns is None else tuple(columns))
+            table = self._pieces.get(key, partial(self._piece, group, piece * PIECE, columns))
+            yield from _taken(table, wanted[wanted // PIECE == piece] - piece * PIECE)
+
+    def _piece(self, group: int, first: int, columns: list[str] | None) -> pyarrow.Table:
+        """`PIECE` rows of a row group from row `first` (of the group) on."""
+        parts = []
+        for begin, batch in self._batches(group, columns, PIECE):
+            end = begin + batch.num_rows
+            if end > first:
+                parts.append(batch[max(first - begin, 0) : first + PIECE - begin])
+            if end >= first + PIECE:
+                break
+        return pyarrow.Table.from_batches(parts)
+
+    def _batches(self, group: int, columns: list[str] | None, size: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        """A row group in batches of at most `size` rows, each with the number of its first row."""
+        # Opened for each call: a table of a thousand shards must not hold a thousand files.
+        with parquet.ParquetFile(self._file, metadata=self._metadata, buffer_size=_READ, pre_buffer=False) as opened:
+            begin = 0
+            for batch in opened.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+                yield begin, batch
                 begin += batch.num_rows
-                if begin > wanted[-1]:
-                    return
-        except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-            first, last = self._starts[group] + 1, self._starts[group + 1]
-            raise RowError(f"{self._file}, row group {group} (rows {first} to {last}): cannot be read: {error}") from error
+
+
+def _taken(rows: pyarrow.RecordBatch | pyarrow.Table, numbers: np.ndarray) -> list[dict[str, Any]]:
+    return rows.take(pyarrow.array(numbers)).to_pylist()

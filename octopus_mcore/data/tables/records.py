@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+PIECE = 1024
+"""Rows that are remembered together (see `Pieces`): a parquet file's row group, or so many rows of a longer one."""
+
 
 class RowError(ValueError):
-    """A row of a data file cannot be used. The message names file, row number and key."""
+    """A row of a data file cannot be used. The message names file, row number and key as far as they are known, which are there
+    one by one too, and the `reason`."""
+
+    def __init__(self, reason: str, file: Path | None = None, number: int | None = None, key: str | None = None) -> None:
+        self.reason, self.file, self.number, self.key = reason, file, number, key
+        places = [str(file or ""), "" if number is None else f"row {number}", "" if key is None else f"key {key!r}"]
+        place = ", ".join(part for part in places if part)
+        super().__init__(f"{place}: {reason}" if place else reason)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,10 @@ class Record:
         """File, row and key, for error messages."""
         return f"{self.file}, row {self.number}, key {key!r}"
 
+    def error(self, key: str, reason: str) -> RowError:
+        """What is wrong with a field."""
+        return RowError(reason, self.file, self.number, key)
+
     def get(self, key: str) -> Any:
         """The field `key`, or, where no field has that whole name, what a dotted path leads to: `reward_model.ground_truth`.
         Raises `RowError` where the record lacks it."""
@@ -36,7 +51,7 @@ class Record:
         value: Any = self.fields
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise RowError(f"{self.at(key)}: the key is missing; {_contents(value, part)}")
+                raise self.error(key, f"the key is missing; {_contents(value, part)}")
             value = value[part]
         return value
 
@@ -46,6 +61,23 @@ def _contents(value: Any, part: str) -> str:
     if not isinstance(value, dict):
         return f"{part!r} is looked for in {value!r:.80}"
     return f"the row has {', '.join(map(repr, sorted(value)))}"
+
+
+class Pieces:
+    """The last `count` pieces of tables that were read, at most `PIECE` rows each, for orders that stay among few of them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pieces: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, read: Callable[[], Any]) -> Any:
+        """The piece with this key, read where it is not remembered; the one not asked for longest makes room."""
+        if key not in self._pieces:
+            while len(self._pieces) >= self._count:
+                self._pieces.popitem(last=False)
+            self._pieces[key] = read()
+        self._pieces.move_to_end(key)
+        return self._pieces[key]
 
 
 class Table(Protocol):
@@ -66,13 +98,35 @@ class Table(Protocol):
         them the number of rows; int64. Records that can be read one by one make one stretch."""
         ...
 
+    def remember(self, pieces: Pieces) -> None:
+        """From now on keeps what can only be read as a whole in `pieces`; tables whose records are read one by one keep
+        nothing."""
+        ...
+
 
 def json_record(text: bytes, file: Path, number: int) -> Record:
     """The record in the JSON text of an object. Raises `RowError`."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise RowError(f"{file}, row {number}: not a JSON object: {error}") from error
+        raise RowError(f"not a JSON object: {error}", file, number) from error
     if not isinstance(fields, dict):
-        raise RowError(f"{file}, row {number}: expected a JSON object, found {type(fields).__name__}")
+        raise RowError(f"expected a JSON object, found {type(fields).__name__}", file, number)
     return Record(fields, file, number)
+
+
+def columns_of(keys: Sequence[str] | None, names: Collection[str]) -> list[str] | None:
+    """The columns of a file that hold these keys, None for all: also where one is missing, so that the error can say what the
+    rows have."""
+    if keys is None:
+        return None
+    columns = {key if key in names else key.partition(".")[0] for key in keys}
+    return sorted(columns) if columns <= set(names) else None
+
+
+def unreadable(file: Path, what: str, number: int, starts: np.ndarray, wanted: np.ndarray, error: Exception) -> RowError:
+    """A stretch of a file that cannot be decoded: `what` it is, which rows it has (`starts` of all stretches), and the row that
+    was `wanted` of it (numbers from 0) where it was one."""
+    first, last = starts[number] + 1, starts[number + 1]
+    reason = f"{what} {number} (rows {first} to {last}): cannot be read: {error}"
+    return RowError(reason, file, int(wanted[0]) + 1 if len(wanted) == 1 else None)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from octopus_mcore.data.tables.records import Record, Table
+from octopus_mcore.data.tables.records import Pieces, Record, Table
 
 SHARD_KINDS = (".parquet", ".jsonl", ".arrow", ".csv", ".tsv")
 """Files that a folder may consist of. A `.json` file beside them describes them as often as not; name it itself."""
@@ -36,6 +36,11 @@ class ShardedTable:
         """See `Table.boundaries`."""
         pieces = [start + shard.boundaries()[:-1] for start, shard in zip(self._starts[:-1], self._shards, strict=True)]
         return np.unique(np.concatenate([*pieces, self._starts[-1:]]))
+
+    def remember(self, pieces: Pieces) -> None:
+        """See `Table.remember`; the shards share the pieces."""
+        for shard in self._shards:
+            shard.remember(pieces)
 
     def records(self, indices: Sequence[int], keys: Sequence[str] | None = None) -> list[Record]:
         """See `Table.records`; a shard is asked once for all of its records."""

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from octopus_mcore.data.tables.records import Record, RowError, json_record
+from octopus_mcore.data.tables.records import Pieces, Record, RowError, json_record
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _LONGEST_CELL = 2**31 - 1
@@ -45,6 +45,9 @@ class _IndexedText:
     def boundaries(self) -> np.ndarray:
         """See `Table.boundaries`."""
         return np.array([0, len(self)], dtype=np.int64)
+
+    def remember(self, pieces: Pieces) -> None:
+        """See `Table.remember`: nothing is kept."""
 
     def _at(self, stream: BinaryIO, index: int) -> Record:
         stream.seek(int(self._offsets[index]))
@@ -175,9 +178,7 @@ class DelimitedTable(_IndexedText):
     def _record(self, stream: BinaryIO, index: int, number: int) -> Record:
         cells = self._cells(stream, stream.tell(), number)
         if len(cells) != len(self._header):
-            raise RowError(
-                f"{self._file}, row {number}: expected {len(self._header)} cells as in the header, found {len(cells)}"
-            )
+            raise RowError(f"expected {len(self._header)} cells as in the header, found {len(cells)}", self._file, number)
         return Record(dict(zip(self._header, cells, strict=True)), self._file, number)
 
     def _cells(self, stream: BinaryIO, offset: int, number: int) -> list[str]:
@@ -186,14 +187,14 @@ class DelimitedTable(_IndexedText):
         try:
             return [cell.encode("latin-1").decode("utf-8") for cell in cells]
         except UnicodeDecodeError as error:
-            raise RowError(f"{self._file}, row {number}: not UTF-8: {error}") from error
+            raise RowError(f"not UTF-8: {error}", self._file, number) from error
 
     def _read(self, stream: BinaryIO, number: int) -> list[str]:
         """The cells of the record that begins where the stream stands. Raises `RowError`."""
         try:
             return next(csv.reader(_latin(stream), delimiter=self._delimiter, strict=True))
         except csv.Error as error:
-            raise RowError(f"{self._file}, row {number}: the cells cannot be told apart: {error}") from error
+            raise RowError(f"the cells cannot be told apart: {error}", self._file, number) from error
 
 
 def _latin(stream: BinaryIO) -> Iterator[str]:
