@@ -132,6 +132,8 @@ class DataConfig(Section):
     max_pixels: int | None = Field(default=None, ge=1)
     """Larger images are reduced to so many pixels; null takes the checkpoint's own bound. It cannot be above that: an engine
     that knows the checkpoint's bounds only would resize again."""
+    workers: int = Field(default=1, ge=1)
+    """Threads of each rank that decode and process a batch's images; their number changes no result."""
     prompt_suffix: str = ""
     """Text appended to every question behind a blank line, for instance the self-correction instruction."""
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +26,9 @@ from octopus_mcore.experience.types import ProcessedImage
 
 ImageSource = str | PathLike | bytes | Image.Image
 """What a row may hold as an image: a file's path, an encoded file's bytes, or a PIL image."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Grid = tuple[int, int, int]
 """Patch grid of an image: frames, rows, columns, before spatial merging."""
@@ -164,12 +170,15 @@ def content_key(image: Image.Image) -> str:
 class ImageStore(Mapping[str, ProcessedImage]):
     """Processed images by content key, with their raw form beside them for engines that process images themselves.
 
-    Nothing is forgotten silently: memory grows with every new image until the owner calls `retain`.
+    Nothing is forgotten silently: memory grows with every new image until the owner calls `retain`. Images are decoded and
+    processed by `workers` threads; their number changes neither an order nor a byte.
     """
 
-    def __init__(self, image_processor: Qwen2VLImageProcessorPil | None) -> None:
+    def __init__(self, image_processor: Qwen2VLImageProcessorPil | None, workers: int = 1) -> None:
         """`image_processor` is None for a text model: its store stays empty."""
         self._processor = image_processor
+        self._workers = workers
+        self._keys_of_sources: dict[tuple, str] = {}
         self._processed: dict[str, ProcessedImage] = {}
         self._raw: dict[str, Image.Image] = {}
 
@@ -197,20 +206,49 @@ class ImageStore(Mapping[str, ProcessedImage]):
         Raises:
             UnfitImage: the store is a text model's.
         """
-        rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
-        keys = [content_key(image) for image in rgb]
+        return self._add_keyed(self._each(_keyed, images))
+
+    def add_sources(self, sources: Sequence[ImageSource], names: Sequence[str]) -> list[tuple[str, Grid]]:
+        """Like `add_many` for images that are not opened yet, `names` being what errors call them. A file or encoded image that
+        is here already is not decoded again, however often it is named.
+
+        Raises:
+            FileNotFoundError, ValueError, UnfitImage: as `open_image`, for the first in order; the store is a text model's.
+        """
+        marks = [_mark(source) for source in sources]
+        places = {
+            mark: place for place, mark in reversed(list(enumerate(marks))) if self._keys_of_sources.get(mark) not in self
+        }
+        new = sorted(places.values())
+        opened = self._each(lambda place: _keyed(open_image(sources[place], names[place])), new)
+        self._add_keyed(opened)
+        found = {marks[place]: key for place, (key, _) in zip(new, opened, strict=True)}
+        keys = [found[mark] if mark in found else self._keys_of_sources[mark] for mark in marks]
+        self._keys_of_sources |= {mark: key for mark, key in found.items() if mark[0] != "image"}
+        return [(key, self._processed[key].grid_thw) for key in keys]
+
+    def _each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """The results in order; of several errors the first in order is raised."""
+        if self._workers == 1 or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(self._workers) as threads:  # PIL and NumPy leave the interpreter alone while they compute
+            return list(threads.map(work, items))
+
+    def _add_keyed(self, keyed: Sequence[tuple[str, Image.Image]]) -> list[tuple[str, Grid]]:
+        """Processes and stores what is new among RGB images with their keys."""
         by_size: dict[tuple[int, int], dict[str, Image.Image]] = {}
-        for key, image in zip(keys, rgb, strict=True):
+        for key, image in keyed:
             if key not in self._processed:
                 by_size.setdefault(image.size, {})[key] = image
         if by_size and not self.takes_images:
-            raise UnfitImage(f"{len(images)} images for a text model, which has no image processor")
-        for new in by_size.values():
-            processed = process_equal_sizes(self._processor, list(new.values()))
-            for (key, image), result in zip(new.items(), processed, strict=True):
+            raise UnfitImage(f"{len(keyed)} images for a text model, which has no image processor")
+        groups = [group for new in by_size.values() for group in _groups(self._processor, list(new.items()))]
+        results = self._each(lambda group: process_equal_sizes(self._processor, [image for _, image in group]), groups)
+        for group, processed in zip(groups, results, strict=True):
+            for (key, image), result in zip(group, processed, strict=True):
                 self._processed[key] = result
                 self._raw[key] = image
-        return [(key, self._processed[key].grid_thw) for key in keys]
+        return [(key, self._processed[key].grid_thw) for key, _ in keyed]
 
     def raw(self, key: str) -> Image.Image:
         """The RGB image as it was added, before any resizing. Raises `UnknownImage`."""
@@ -226,6 +264,7 @@ class ImageStore(Mapping[str, ProcessedImage]):
             raise UnknownImage(key)
         for key in self._processed.keys() - wanted:
             del self._processed[key], self._raw[key]
+        self._keys_of_sources = {mark: key for mark, key in self._keys_of_sources.items() if key in wanted}
 
     def __getitem__(self, key: str) -> ProcessedImage:
         try:
@@ -238,6 +277,31 @@ class ImageStore(Mapping[str, ProcessedImage]):
 
     def __len__(self) -> int:
         return len(self._processed)
+
+
+def _keyed(image: Image.Image) -> tuple[str, Image.Image]:
+    """The image in RGB behind its key."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return content_key(rgb), rgb
+
+
+def _mark(source: ImageSource) -> tuple:
+    """What tells sources apart without decoding them: a file by its path, size and time, encoded bytes by their hash, and PIL
+    images, which their owners may change, each by itself."""
+    if isinstance(source, bytes):
+        return ("bytes", hashlib.blake2b(source, digest_size=16).digest())
+    if isinstance(source, Image.Image):
+        return ("image", object())
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):  # opening it will say what is wrong
+        return ("file", str(source))
+    return ("file", str(source), found.st_size, found.st_mtime_ns)
+
+
+def _groups(processor: Qwen2VLImageProcessorPil, images: list[tuple[str, Image.Image]]) -> list[list[tuple[str, Image.Image]]]:
+    """Images of one size as they are processed: together, or one by one where they must be resized."""
+    return [images] if _keeps_its_size(processor, images[0][1]) else [[image] for image in images]
 
 
 def process_equal_sizes(processor: Qwen2VLImageProcessorPil, images: Sequence[Image.Image]) -> list[ProcessedImage]:

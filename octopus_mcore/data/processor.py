@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from octopus_mcore.config.schema import DataConfig
 from octopus_mcore.data.chatml import CHATML_TEMPLATE
-from octopus_mcore.data.images import ImageSource, ImageStore, Pixels, load_image_processor, open_image
+from octopus_mcore.data.images import ImageSource, ImageStore, Pixels, load_image_processor
 from octopus_mcore.data.row_reader import IMAGE_MARKER, Row
 from octopus_mcore.data.special_tokens import SpecialTokens, read_special_tokens, reads_images
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, Prompt
@@ -81,8 +81,10 @@ class Processor:
         prompt_suffix: str = "",
         max_prompt_tokens: int | None = None,
         pixels: Pixels = (None, None),
+        workers: int = 1,
     ) -> Processor:
-        """The processor of a Hugging Face checkpoint folder; `pixels` are bounds of an image's size.
+        """The processor of a Hugging Face checkpoint folder; `pixels` are bounds of an image's size, and `workers` threads work
+        on images.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
@@ -99,13 +101,14 @@ class Processor:
         sees = reads_images(folder)
         if not sees and any(pixels):
             raise ValueError(f"data.min_pixels and data.max_pixels have no effect: {folder} is a text model (no vision_config)")
-        store = ImageStore(load_image_processor(folder, pixels) if sees else None)
+        store = ImageStore(load_image_processor(folder, pixels) if sees else None, workers)
         return cls(tokenizer, tokens, store, _chat_template(tokenizer, folder), prompt_suffix, max_prompt_tokens)
 
     @classmethod
     def configured(cls, path: str | PathLike, data: DataConfig) -> Processor:
         """`from_pretrained` with the settings of the configuration's section `data`. Raises like it."""
-        return cls.from_pretrained(path, data.prompt_suffix, data.max_prompt_tokens, (data.min_pixels, data.max_pixels))
+        pixels = (data.min_pixels, data.max_pixels)
+        return cls.from_pretrained(path, data.prompt_suffix, data.max_prompt_tokens, pixels, data.workers)
 
     def with_suffix(self, prompt_suffix: str) -> Processor:
         """The same tokenizer and image store with another suffix."""
@@ -127,7 +130,7 @@ class Processor:
             PromptTooLong: the prompt exceeds `max_prompt_tokens`.
         """
         row = Row(uid, question, answer, tuple(images), metadata or {})
-        return self._assemble(row, self.images.add_many(self._opened(row)))
+        return self._assemble(row, self.images.add_sources(row.images, self._names(row)))
 
     def prompts(self, rows: Sequence[Row]) -> tuple[list[Prompt], list[PromptTooLong]]:
         """Prompts of many rows in order, their images processed together, and the errors of those that are too long.
@@ -135,12 +138,12 @@ class Processor:
         Raises:
             FileNotFoundError, ValueError: as `prompt`; only over-long prompts are left out.
         """
-        opened = [self._opened(row) for row in rows]
-        stored = iter(self.images.add_many([image for images in opened for image in images]))
+        names = [name for row in rows for name in self._names(row)]
+        stored = iter(self.images.add_sources([image for row in rows for image in row.images], names))
         prompts, too_long = [], []
-        for row, images in zip(rows, opened, strict=True):
+        for row in rows:
             try:
-                prompts.append(self._assemble(row, [next(stored) for _ in images]))
+                prompts.append(self._assemble(row, [next(stored) for _ in row.images]))
             except PromptTooLong as error:
                 too_long.append(error)
         return prompts, too_long
@@ -159,13 +162,14 @@ class Processor:
         """`check_prompt` with this processor's tokens and store."""
         check_prompt(prompt, self.images, self.tokens.image_pad, self.images.merge_size)
 
-    def _opened(self, row: Row) -> list:
+    def _names(self, row: Row) -> list[str]:
+        """What errors call a row's images. Raises `ValueError` for images that the model cannot see."""
         if row.images and not self.images.takes_images:
             raise ValueError(
                 f"prompt {row.uid!r} has {len(row.images)} images, but the checkpoint in model.path is a text model "
                 "(its config.json has no vision_config); take rows without images, or a vision-language checkpoint"
             )
-        return [open_image(image, f"prompt {row.uid!r}, image {index}") for index, image in enumerate(row.images)]
+        return [f"prompt {row.uid!r}, image {index}" for index in range(len(row.images))]
 
     def _assemble(self, row: Row, images: Sequence[tuple[str, tuple[int, int, int]]]) -> Prompt:
         """Expands the placeholders of a row whose images are stored."""

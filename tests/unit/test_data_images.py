@@ -1,14 +1,25 @@
 """Images: what the store hands out is what Hugging Face's processor computes, once per content."""
 
+import io
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from octopus_mcore.data import images
 from octopus_mcore.data.images import ImageStore, UnknownImage, content_key, load_image_processor, open_image
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -73,6 +84,54 @@ def test_an_image_is_processed_once(store, monkeypatch):
 def test_equal_images_in_one_batch(store):
     keys = [key for key, _ in store.add_many([picture(48, 16, seed) for seed in (0, 1, 0)])]
     assert keys[0] == keys[2] != keys[1] and len(store) == 2
+
+
+sizes = st.sampled_from([(48, 16), (40, 72), (16, 16), (64, 64)])
+
+
+@given(pictures=st.lists(st.tuples(sizes, st.integers(0, 3)), max_size=8), workers=st.integers(2, 5))
+@settings(deadline=None, max_examples=15)
+def test_the_number_of_workers_changes_nothing(digits_checkpoint, pictures, workers):
+    one, many = (
+        ImageStore(load_image_processor(digits_checkpoint)),
+        ImageStore(load_image_processor(digits_checkpoint), workers),
+    )
+    sources = [encoded(picture(*size, seed)) for size, seed in pictures]
+    names = [f"image {number}" for number in range(len(sources))]
+    assert one.add_sources(sources, names) == many.add_sources(sources, names)
+    assert list(one) == list(many), "stored in the same order"
+    for key in one:
+        assert one[key].pixel_values.tobytes() == many[key].pixel_values.tobytes() and one[key].grid_thw == many[key].grid_thw
+        assert one.raw(key).tobytes() == many.raw(key).tobytes()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_first_of_several_errors_is_told(digits_checkpoint, workers):
+    store = ImageStore(load_image_processor(digits_checkpoint), workers)
+    sources = [encoded(picture(48, 16, 0)), b"no picture", "nowhere.png", b"none either"]
+    with pytest.raises(ValueError, match=r"row 1: image \(bytes\) cannot be decoded"):
+        store.add_sources(sources, [f"row {number}" for number in range(4)])
+    assert len(store) == 0
+
+
+def test_a_source_is_decoded_once(digits_checkpoint, tmp_path, monkeypatch):
+    """While its image is kept, and the file has not changed."""
+    store, decoded = ImageStore(load_image_processor(digits_checkpoint)), []
+    monkeypatch.setattr(images, "open_image", lambda source, what: decoded.append(what) or open_image(source, what))
+    file = tmp_path / "a.png"
+    picture(48, 16, 0).save(file)
+    added = store.add_sources([file, encoded(picture(48, 16, 1)), file, str(file)], list("abcd"))
+    assert decoded == ["a", "b"] and added[0] == added[2] == added[3] != added[1]
+    store.add_sources([encoded(picture(48, 16, 1)), file], list("ef"))
+    assert decoded == ["a", "b"]
+    picture(48, 32, 2).save(file)
+    changed = store.add_sources([file], ["g"])
+    assert decoded == ["a", "b", "g"] and changed != added[:1]
+    store.retain([])
+    store.add_sources([file], ["h"])
+    assert decoded == ["a", "b", "g", "h"] and len(store) == 1
+    same = picture(48, 16, 5)
+    assert store.add_sources([same, same], list("ij")) == [store.add(same)] * 2
 
 
 def test_retain_forgets_the_others_and_says_so(store):
