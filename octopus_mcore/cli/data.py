@@ -36,7 +36,7 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     source: Annotated[
-        str | None, typer.Option(help="Folder with the dataset's files, or hub:owner/name[@revision]. By default its own hub.")
+        str | None, typer.Option(help="Folder with the dataset's files, or hub:owner/name[@revision]; by default its own.")
     ] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the image files, where it is another one.")] = None,
     resize_for: Annotated[
@@ -92,14 +92,14 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[file]}", style="dim"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[what]}", style="dim"))
     progress = Progress(*columns, console=console)
-    task = progress.add_task("rows", total=None, file="")
+    task = progress.add_task("data", total=None, what="")
     began = said = time.monotonic()
 
     with ExitStack() as shown:
 
-        def watch(done: int, total: int, name: str) -> None:
+        def watch(done: int, total: int, what: str) -> None:
             nonlocal said
             now = time.monotonic()
             if now - began < _QUIET_SECONDS:
@@ -107,10 +107,10 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
             if console.is_terminal:
                 if not progress.live.is_started:
                     shown.enter_context(progress)
-                progress.update(task, completed=done, total=total, file=name)
+                progress.update(task, completed=done, total=total, what=what)
             elif said == began or now - said >= _LINE_SECONDS:
                 said = now
-                typer.echo(f"{done:,} of {total:,} rows, {now - began:.0f} s, {name}", err=True)
+                typer.echo(f"{done:,} of {total:,} {what}, {now - began:.0f} s", err=True)
 
         yield watch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -177,6 +178,9 @@ def test_llava_cot(tmp_path):
     layout = ("layout", "conversations")
     assert faults == {5: ("unreadable row", None), 6: layout, 8: ("image", "image"), 9: layout}
     assert report["splits"]["rows"]["read"] == len(LLAVA_ROWS) + 1
+    # What is left out of a longer conversation is counted.
+    by_turns = {"2": {"read": 4, "kept": 3}, "4": {"read": 1, "kept": 1}, "unknown": {"read": 3, "kept": 0}}
+    assert report["splits"]["rows"]["by turns"] == by_turns
     report = prepare(dataset, str(tmp_path / "in"), tmp_path / "out", Options(sources=dataset.sources))
     assert [row.metadata["source"] for row in rows_of(tmp_path / "out")] == ["sqa", "CLEVR_v1.0", "web-celebrity"]
     reject = lines(tmp_path / "out/rejects.jsonl")[0]
@@ -228,8 +232,9 @@ def test_the_shares_of_oceans_second_stage(tmp_path):
     """Parts of the repository's mixture (visual_all_data_stage2.yaml), prepared one by one and taken as that file says."""
     takes = {"geoqa_8k": "random:3", "mmpr_v2": "random:10%", "counting_20k": "random:20%", "rec_16k": "all"}
     for name in takes:
-        write_ocean(tmp_path / "in" / name, count=12)
-        prepare(DATASETS["ocean-r1-stage2"], str(tmp_path / "in" / name), tmp_path / "out" / name)
+        write_ocean(tmp_path / name, count=12)
+        (tmp_path / name / "data/train-00000-of-00001.parquet").rename(tmp_path / f"{name}.parquet")
+        prepare(DATASETS["ocean-r1-stage2"], str(tmp_path / f"{name}.parquet"), tmp_path / "out" / name)
     parts = []
     for name, take in takes.items():
         block = yaml.safe_load((tmp_path / "out" / name / "source.yaml").read_text())["rows"]
@@ -349,3 +354,33 @@ def test_a_question_of_another_row_is_no_substitute(virl39k):
     out, _ = virl39k
     kept = [row["qid"] for row in lines(out / "rows.jsonl")]
     assert len(kept) == len(set(kept)) and kept == [row["qid"] for row, fault in VIRL_ROWS if fault is None]
+
+
+def page() -> str:
+    return (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+
+
+def test_the_dataset_of_the_documentation(tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text(page().partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in/charts.zip", "w") as archive:
+        archive.writestr("a.png", encoded(0))
+    metas = [{"id": 1, "unit": "%", "rate": 0.5}, {"id": 2, "unit": "kg", "rate": 0.5}, {"id": 3, "unit": "", "rate": 1}]
+    for split in ("train", "test"):
+        text = "".join(json.dumps({"query": "How much?", "label": 7, "chart": "a.png", "meta": meta}) + "\n" for meta in metas)
+        (tmp_path / f"in/{split}.jsonl").write_text(text)
+    report = prepare(find_dataset("my_data:CHARTS"), str(tmp_path / "in"), tmp_path / "out", Options(keep_pass_rate=True))
+    assert report["splits"]["test"]["rejected"] == {"check": 1, "filter: pass rate": 1}
+    (row,) = rows_of(tmp_path / "out", "train")
+    assert (row.answer, row.metadata) == ("7", {"id": 1, "unit": "%", "rate": 0.5})
+
+
+def test_the_documentation_names_datasets_and_reasons():
+    text = page()
+    assert all(f"`{name}`" in text and dataset.hub.partition("/")[2] in text for name, dataset in DATASETS.items())
+    words = {fault for _, fault in VIRL_ROWS if fault} | {"unreadable row", "layout", "check", "kept field", "uid", "image"}
+    words |= {"filter: pass rate", "filter: source"}
+    assert all(f"`{word}`" in text for word in words)
+    parts = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["options"]["parts"]
+    assert [part["take"] for part in parts] == ["random:1000", "random:10%", "random:20%", "all", "all", "random:20%"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,8 +57,13 @@ class Inputs:
     absent: tuple[str, ...]
 
 
-def find_inputs(dataset: Dataset, source: str) -> Inputs:
-    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, all of one commit.
+Watcher = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is, and what it is."""
+
+
+def find_inputs(dataset: Dataset, source: str, watcher: Watcher) -> Inputs:
+    """The files of `dataset` in a folder, or at `hub:owner/name[@revision]`, all of one commit. A file may be named itself
+    where the dataset has one split.
 
     Raises:
         FileNotFoundError: no such folder, nothing on the hub, or no file of any split.
@@ -69,14 +74,19 @@ def find_inputs(dataset: Dataset, source: str) -> Inputs:
         commit = folder.name
     else:
         folder, commit = Path(source), None
-        if not folder.is_dir():
-            raise FileNotFoundError(f"source {source!r}: there is no such folder; give one, or {PREFIX}{dataset.hub}")
-    found = {split: _matching(folder, patterns) for split, patterns in dataset.splits.items()}
+    if folder.is_file() and len(dataset.splits) == 1:
+        found, folder = {next(iter(dataset.splits)): [folder]}, folder.parent
+    elif folder.is_dir():
+        found = {split: _matching(folder, patterns) for split, patterns in dataset.splits.items()}
+    else:
+        raise FileNotFoundError(f"source {source!r}: there is no such folder; give one, or {PREFIX}{dataset.hub}")
     if not any(found.values()):
         wanted = "; ".join(f"{split}: {' or '.join(patterns)}" for split, patterns in dataset.splits.items())
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
         raise FileNotFoundError(f"{folder} holds no file of {dataset.name}: expected {wanted}; found {held}")
-    splits = {split: tuple(_input_file(dataset, folder, path) for path in paths) for split, paths in found.items() if paths}
+    splits = {
+        split: tuple(_input_file(dataset, folder, path, watcher) for path in paths) for split, paths in found.items() if paths
+    }
     return Inputs(folder, commit, splits, tuple(split for split, paths in found.items() if not paths))
 
 
@@ -86,13 +96,14 @@ def archive_files(folder: Path, patterns: tuple[str, ...]) -> list[tuple[Path, .
     return [parts for parts in found if parts]
 
 
-def file_digest(path: Path) -> tuple[int, str]:
+def _file_digest(path: Path, watcher: Watcher) -> tuple[int, str]:
     """Length and SHA-256 of a file."""
-    digest, length = hashlib.sha256(), 0
+    digest, length, size = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as stream:
         while block := stream.read(_HASHED):
             digest.update(block)
             length += len(block)
+            watcher(length, size, f"bytes of {path.name} for its checksum")
     return length, digest.hexdigest()
 
 
@@ -124,10 +135,10 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
 
 
-def _input_file(dataset: Dataset, folder: Path, path: Path) -> InputFile:
+def _input_file(dataset: Dataset, folder: Path, path: Path, watcher: Watcher) -> InputFile:
     table = open_table(path)
     _check_layout(dataset, path, table)
-    nbytes, sha256 = file_digest(path)
+    nbytes, sha256 = _file_digest(path, watcher)
     return InputFile(path.relative_to(folder).as_posix(), path, nbytes, sha256, len(table))
 
 

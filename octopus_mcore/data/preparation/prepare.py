@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import Any
 from octopus_mcore.data.images import Pixels, load_image_processor
 from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.preparation.folder import CHECKSUMS, FORMAT, REPORT, Lines, check_target, draft_of
-from octopus_mcore.data.preparation.inputs import InputFile, Inputs, archive_files, find_inputs
+from octopus_mcore.data.preparation.inputs import InputFile, Inputs, Watcher, archive_files, find_inputs
 from octopus_mcore.data.preparation.pictures import StoredImage
 from octopus_mcore.data.preparation.reading import Job, Prepared, Reader, Rejected, read_in_worker
 from octopus_mcore.data.preparation.source import source_text
@@ -29,9 +29,6 @@ _BATCH = 16
 INPUTS = "inputs.sha256"
 REJECTS = "rejects.jsonl"
 SOURCE = "source.yaml"
-
-Watcher = Callable[[int, int, str], None]
-"""Called with rows read, rows of all files, and the file that is read."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def prepare(
     out = Path(out)
     _check_options(dataset, options)
     check_target(out)
-    inputs = find_inputs(dataset, source)
+    inputs = find_inputs(dataset, source, watcher)
     root = options.image_root or inputs.folder
     archives = tuple(
         dict.fromkeys(parts for place in (root, inputs.folder) for parts in archive_files(place, dataset.archives))
@@ -141,7 +138,7 @@ class _Run:
                     where = {"split": split, "file": file.name, "row": row.number, "key": row.key}
                     rejects.json({**where, "reason": row.reason, "error": row.error})
                 self._done += 1
-                self._watcher(self._done, self._total, file.name)
+                self._watcher(self._done, self._total, f"rows, {file.name}")
                 if tally.kept == self._options.limit:
                     return tally
         if not tally.kept:

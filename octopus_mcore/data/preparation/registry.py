@@ -31,7 +31,15 @@ def _conversation(record: Record) -> Fields:
         raise RowError(f"{record.at('conversations')}: the reply has no <CONCLUSION>…</CONCLUSION>, which is the truth")
     image = record.get("image")
     source = image.partition("/")[0] if isinstance(image, str) else None
-    return {"id": record.get("id"), "question": question, "answer": conclusions[-1].strip(), "image": image, "source": source}
+    answer = conclusions[-1].strip()
+    return {
+        "id": record.get("id"),
+        "turns": len(turns),
+        "question": question,
+        "answer": answer,
+        "image": image,
+        "source": source,
+    }
 
 
 def _ocean_rule(record: Record) -> None:
@@ -76,7 +84,8 @@ LLAVA_COT = Dataset(
     question="question",
     images="image",
     adapt=_conversation,
-    kept={"id": "id", "source": "source"},
+    kept={"id": "id", "source": "source", "turns": "turns"},
+    category="turns",
     source="source",
     # Octopus' cold start (arXiv 2602.08503, released script `sft_in_dis_sampling.py`).
     sources=("ai2d", "chartqa", "CLEVR_v1.0", "geoqa+", "gqa", "sqa", "textvqa", "ocr_vqa", "vg", "web", "wikiart"),
