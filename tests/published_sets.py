@@ -24,6 +24,12 @@ def encoded(seed: int, kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> b
     return stream.getvalue()
 
 
+def as_png(data: bytes) -> bytes:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def virl_row(i: int, **changes) -> dict:
     return {
         "question": f"<image>\nWhat is {i}?",
@@ -52,7 +58,7 @@ VIRL_ROWS = [
     (virl_row(9, question=""), "question"),
     (virl_row(10, question="Which <image> is <image>?", image=["images/0.jpg", "images/1.jpg"], source="M3CoT"), None),
     (virl_row(11, question="2 + 2?", image=[], source="DeepScaleR", PassRate_32BTrained=1.0), None),
-    (virl_row(12, image=["images/same.jpg"], PassRate_32BTrained=0.0), None),
+    (virl_row(12, image=["images/same.png"], PassRate_32BTrained=0.0), None),
     (virl_row(13, PassRate_7BBase=1.0, image=["images/13.gif"]), None),
 ]
 
@@ -62,7 +68,7 @@ def write_virl39k(folder: Path, zipped: bool = False) -> Path:
     folder.mkdir(parents=True)
     files = {f"images/{i}.jpg": encoded(i, "JPEG") for i in range(12)}
     files["images/cut.jpg"] = files["images/3.jpg"][:-200]
-    files["images/same.jpg"] = files["images/1.jpg"]
+    files["images/same.png"] = as_png(files["images/1.jpg"])
     files["images/13.gif"] = encoded(13, "GIF")
     if zipped:
         with zipfile.ZipFile(folder / "images.zip", "w") as archive:

@@ -90,7 +90,7 @@ def test_a_run_reads_the_prepared_folder(virl39k):
 def test_images_are_stored_once_by_content(virl39k):
     out, report = virl39k
     stored = {path.relative_to(out).as_posix(): path for path in (out / "images").rglob("*.*")}
-    # 0 and 1 (twice, and once under another name) as they were, 13 from its GIF; 2 to 9 belong to rows that are left out
+    # 0 and 1 (twice, and once as a PNG of the same pixels) as they were, 13 from its GIF; 2 to 9 are of rows left out
     assert len(stored) == report["distinct images"] == 3
     for name, path in stored.items():
         key = content_key(open_image(path, name))

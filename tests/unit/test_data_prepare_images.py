@@ -17,7 +17,7 @@ from octopus_mcore.data.images import ImageStore, content_key, load_image_proces
 from octopus_mcore.data.preparation.pictures import ImageFiles, stored_form
 from octopus_mcore.data.preparation.prepare import Options, prepare
 from octopus_mcore.data.preparation.registry import DATASETS, VIRL39K
-from tests.published import encoded, picture, write_llava_cot, write_virl39k
+from tests.published_sets import encoded, picture, write_llava_cot, write_virl39k
 
 
 def files_of(out: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from octopus_mcore.cli import app
 from octopus_mcore.data.preparation.folder import draft_of
 from octopus_mcore.data.preparation.prepare import Options, prepare
 from octopus_mcore.data.preparation.registry import DATASETS, VIRL39K
-from tests.published import encoded, ocean_row, write_geometry3k, write_virl39k
+from tests.published_sets import encoded, ocean_row, write_geometry3k, write_virl39k
 
 ROOT = Path(__file__).parents[2]
 
