@@ -6,14 +6,13 @@ other file of this package holds a group of commands.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from octopus_mcore.cli import coldstart, convert, data
+from octopus_mcore.cli import coldstart, convert, data, evaluate
 from octopus_mcore.cli.errors import bound_threads, clear_errors
 from octopus_mcore.launch.local import launcher_environment
 
@@ -26,6 +25,7 @@ app = typer.Typer(
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.command()(coldstart.coldstart)
+app.command()(evaluate.evaluate)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides with YAML values: parallel.tensor=2 rollout.n=8")]
 
@@ -51,39 +51,6 @@ def train(
         from octopus_mcore.training.run import train as train_run
 
         train_run(checked)
-
-
-@app.command()
-def evaluate(
-    path: Annotated[Path, typer.Argument(help="Hugging Face folder, or a run directory that has exported its model.")],
-    overrides: Overrides = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with eval.sets; by default the run directory's own.")
-    ] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Evaluation set; may be repeated. All by default.")] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this JSON file.")] = None,
-) -> None:
-    """Measures first and final accuracy, what corrections change, and lengths."""
-    with clear_errors():
-        from octopus_mcore.config.load import load_config
-
-        if config is None and not (path / "config.yaml").is_file():
-            raise FileNotFoundError(f"{path} holds no config.yaml; name a configuration with --config")
-        loaded = load_config(config or path / "config.yaml", overrides or [])
-        bound_threads(loaded.runtime.threads)
-
-        from rich.console import Console
-
-        from octopus_mcore.training.evaluate import evaluation_table
-        from octopus_mcore.training.evaluate_checkpoint import evaluate_checkpoint
-
-        metrics = evaluate_checkpoint(path, loaded, sets or None).metrics
-        Console().print(evaluation_table(metrics))
-        if output is not None:
-            # A rate of nothing is NaN, which JSON does not know.
-            defined = {name: None if value != value else value for name, value in metrics.items()}
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(defined, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()

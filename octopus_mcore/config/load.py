@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: there is no such file.
         ValueError: the file is no YAML mapping.
     """
-    config, violations = examine(path, overrides)
+    return _complete(examine(path, overrides), str(path))
+
+
+def load_tree(tree: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "configuration") -> Config:
+    """Like `load_config` for what a YAML file would hold; errors call it `source`. Raises ConfigError."""
+    return _complete(examine_tree(tree, overrides), source)
+
+
+def _complete(examined: tuple[Config | None, list[str]], source: str) -> Config:
+    config, violations = examined
     if violations:
-        raise ConfigError(violations, str(path))
+        raise ConfigError(violations, source)
     assert config is not None
     return config
 
@@ -53,7 +62,12 @@ def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | N
     With violations, the configuration is what remains when the faulty keys are left out, so that further checks can still look
     at the rest; None where too little remains (a required key is missing or faulty).
     """
-    given, problems = apply_overrides(read_extended(Path(path)), overrides)
+    return examine_tree(read_extended(Path(path)), overrides)
+
+
+def examine_tree(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Config | None, list[str]]:
+    """`examine` for what a YAML file would hold."""
+    given, problems = apply_overrides(given, overrides)
     tree, unknown = with_recipe(given)
     problems += unknown
     merged = _merge_phases(tree)

@@ -58,6 +58,12 @@ class BenchmarkJudge:
         if self._pool is not None:
             self._pool.close()
 
+    def notes(self) -> list[str]:
+        """What its readers should know: gradings that failed."""
+        failed = {name: self.counts[name] for name in ("timeouts", "crashes", "errors") if self.counts[name]}
+        listed = ", ".join(f"{count} {name}" for name, count in failed.items())
+        return [f"{listed} among {self.counts['comparisons']} gradings; these answers count as wrong"] if failed else []
+
     def of(self, prompt: Prompt) -> str:
         """The prompt's uid. Raises ValueError where the benchmark has no such item."""
         if prompt.uid not in self._items:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from octopus_mcore.config.describe import resolved_yaml
 from octopus_mcore.config.evaluation_checks import check_evaluation
 from octopus_mcore.config.load import ConfigError
 from octopus_mcore.config.rollout_checks import correction_keys
@@ -38,6 +39,9 @@ from octopus_mcore.training.evaluation_sets import EvaluationSet, askable, open_
 
 EXPORT_FOLDER = "export"
 """Where a run directory keeps its exported Hugging Face model."""
+
+CONFIG_FILE = "config.yaml"
+"""The configuration in a folder of results; grading again begins with it."""
 
 Say = Callable[[str], None]
 """Takes a line about what is going on."""
@@ -81,6 +85,8 @@ def evaluate_checkpoint(
     settings = evaluation_settings(config, sets, folder.path)
     with ExitStack() as stack:
         store = stack.enter_context(PredictionStore(out, settings))
+        if out is not None:
+            (Path(out) / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
         run = _Run(config, folder, processor, device, stack, store, say)
         for opened in sets.values():
             run.answer(opened)
@@ -118,8 +124,8 @@ class _Run:
                 self.store.add(self._chunk(opened, rows, own))
                 self.processor.images.retain(())
                 self.say(f"{opened.name}: {len(self.store.of(opened.name))} of {opened.size} questions")
-            if own is not None and (failed := {key: n for key, n in own.counts.items() if key != "comparisons"}):
-                self.say(f"{opened.name}: grading failed and counts as wrong: {failed} of {own.counts['comparisons']}")
+            for note in own.notes() if own is not None else ():
+                self.say(f"{opened.name}: {note}")
         made = self.store.of(opened.name)
         if not made:
             raise ValueError(f"{opened.key}: its source has no rows")
@@ -192,15 +198,26 @@ def _chunks(opened: EvaluationSet, start: int, size: int, end: int | None = None
 def evaluation_settings(config: Config, sets: Mapping[str, EvaluationSet], model: Path) -> dict[str, Any]:
     """Everything that answers and grades depend on, to be compared when an evaluation is taken up again. Where files lie, how
     many questions are asked at once and how many processes judge is not among it."""
+    return {"model": model_digest(model), **answer_settings(config), **grading_settings(config, sets)}
+
+
+def answer_settings(config: Config) -> dict[str, Any]:
+    """What answers depend on, besides the model and the sets."""
     evaluation = config.eval.model_dump(exclude={"sets", "during_training", "chunk_size", "bad_items"})
     evaluation["max_new_tokens"] = config.eval.max_new_tokens or config.rollout.max_new_tokens
+    data = config.data.model_dump(exclude={"train"})
     return {
-        "model": model_digest(model),
         "seed": config.run.seed,
         "dtype": config.model.dtype,
         "engine": config.rollout.engine,
-        "data": config.data.model_dump(exclude={"train"}),
+        "data": data,
         "eval": evaluation,
+    }
+
+
+def grading_settings(config: Config, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+    """The sets with their files' checksums, and how answers are judged."""
+    return {
         "rewards": config.rewards.model_dump(exclude={"workers"}),
         "sets": {name: _set_settings(opened) for name, opened in sets.items()},
     }
