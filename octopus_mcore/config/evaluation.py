@@ -60,5 +60,5 @@ class EvalConfig(Section):
     it. Sets that are evaluated during training stay in memory whole."""
     bad_items: Literal["fail", "wrong"] = "fail"
     """What `octopus-mcore evaluate` does with a prompt that cannot be asked (an image is missing or broken, or it is longer
-    than `data.max_prompt_tokens`): `fail` ends the evaluation, `wrong` counts it as wrong, lists it and goes on. None is ever
-    left out; a run that trains always fails."""
+    than `data.max_prompt_tokens`), or an answer on which a judge gave no verdict: `fail` ends the evaluation, `wrong` counts it
+    as wrong, tells it and goes on. None is ever left out; a run that trains always fails for such a prompt."""

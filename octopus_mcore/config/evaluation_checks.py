@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from octopus_mcore.config.evaluation import EvalConfig, EvalSetConfig
+from octopus_mcore.config.rewards import RewardConfig
 
 
-def check_evaluation(evaluation: EvalConfig) -> Iterator[str]:
-    """Violations of the section, each naming its key."""
+def check_evaluation(evaluation: EvalConfig, rewards: RewardConfig) -> Iterator[str]:
+    """Violations of the section, each naming its key. `rewards` is the top-level section."""
     for name, chosen in evaluation.sets.items():
         yield from _check_set(f"eval.sets.{name}", chosen)
+        if chosen.judge == "llm" and rewards.llm is None:
+            yield f"eval.sets.{name}.judge=llm needs the section rewards.llm, which says what to ask"
     for name in evaluation.during_training:
         if name not in evaluation.sets:
             yield f"eval.during_training names {name!r}, which is not among eval.sets: {_listed(evaluation.sets)}"

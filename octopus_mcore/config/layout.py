@@ -144,11 +144,12 @@ def _check_engine(data_size: int, config: Config) -> Iterator[str]:
 def _check_rewards(config: Config) -> Iterator[str]:
     """The judging of phases, and that of evaluations where no phase has the same."""
     phases = {name: phase for name, phase in config.phases.items() if phase.kind == "rl"}
+    elsewhere = {chosen.judge for chosen in config.eval.sets.values()}
     for name, phase in phases.items():
         key = "rewards" if phase.rewards == config.rewards else f"phases.{name}.rewards"
-        yield from check_rewards(key, phase.rewards, longest_response(phase))
+        yield from check_rewards(key, phase.rewards, longest_response(phase), elsewhere)
     if config.rewards not in [phase.rewards for phase in phases.values()]:
-        yield from check_rewards("rewards", config.rewards, None)
+        yield from check_rewards("rewards", config.rewards, None, elsewhere)
 
 
 def _check_rl(name: str, phase: RLPhaseConfig, data_size: int, config: Config) -> Iterator[str]:
@@ -210,7 +211,7 @@ def _check_groups(key: str, phase: RLPhaseConfig) -> Iterator[str]:
 
 def _check_evaluation(config: Config) -> Iterator[str]:
     evaluation = config.eval
-    yield from check_evaluation(evaluation)
+    yield from check_evaluation(evaluation, config.rewards)
     for name, phase in config.phases.items():
         if phase.eval_every and not evaluation.during_training:
             yield f"phases.{name}.eval_every={phase.eval_every} has no effect: eval.during_training is empty"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from octopus_mcore.config.rewards import RewardConfig
 
@@ -16,8 +16,11 @@ SECTIONS = ("custom", "http", "llm")
 """Judges that need a section, of the same name."""
 
 
-def check_rewards(key: str, rewards: RewardConfig, max_response_tokens: int | None) -> Iterator[str]:
-    """Violations in the section at `key`, for responses of at most so many tokens (None: nobody can say)."""
+def check_rewards(
+    key: str, rewards: RewardConfig, max_response_tokens: int | None, read_elsewhere: Collection[str] = ()
+) -> Iterator[str]:
+    """Violations in the section at `key`, for responses of at most so many tokens (None: nobody can say). Judges' sections that
+    are `read_elsewhere` need no row of this section's to have an effect."""
     if rewards.judge_key is not None and not rewards.judges_by_value:
         yield f"{key}.judge_key={rewards.judge_key!r} needs {key}.judges_by_value, the judge of each value of that field"
     if rewards.judge_key is None and rewards.judges_by_value:
@@ -27,7 +30,7 @@ def check_rewards(key: str, rewards: RewardConfig, max_response_tokens: int | No
             f"{key}.shaping=reflection rewards a reflection between two attempts, but {key}.style={rewards.style} knows none; "
             "take style reflection"
         )
-    yield from _check_judges(key, rewards)
+    yield from _check_judges(key, rewards, read_elsewhere)
     if (overlong := rewards.overlong) is not None:
         begin = overlong.max_tokens - overlong.buffer_tokens
         if begin < 0:
@@ -42,7 +45,7 @@ def check_rewards(key: str, rewards: RewardConfig, max_response_tokens: int | No
             )
 
 
-def _check_judges(key: str, rewards: RewardConfig) -> Iterator[str]:
+def _check_judges(key: str, rewards: RewardConfig, read_elsewhere: Collection[str]) -> Iterator[str]:
     """A judge of the user's own needs its section, one that reads whole responses a style that gives them, and the other way
     round."""
     used = {f"{key}.judges_by_value.{value}": name for value, name in rewards.judges_by_value.items()}
@@ -52,7 +55,7 @@ def _check_judges(key: str, rewards: RewardConfig) -> Iterator[str]:
         asking, section = [place for place, judge in used.items() if judge == name], getattr(rewards, name)
         if asking and section is None:
             yield f"{asking[0]}={name} needs the section {key}.{name}, which says what to ask"
-        if section is not None and not asking:
+        if section is not None and not asking and name not in read_elsewhere:
             yield f"{key}.{name} has no effect: no row is judged by {name} ({', '.join(f'{k}={v}' for k, v in used.items())})"
     readable = WHOLE_RESPONSE_JUDGES.get(rewards.style)
     for place, name in used.items():

@@ -39,10 +39,10 @@ class Item:
 @dataclass(frozen=True)
 class Grade:
     """The answer that was found in a response (None: none), and what it is worth: 1 is right, most benchmarks know only 0 and
-    1."""
+    1. A benchmark always gives a score; None is that of a language model asked in its place which gave no verdict."""
 
     answer: str | None
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """From predictions to numbers: rates of self-correction, pass@k, majority votes, tokens, and a benchmark's own metrics.
 
 Every function is one of predictions alone, taken in the set's order. A question that could not be asked counts as wrong in all
-accuracies, pass@k, votes and benchmark metrics; rates of corrections and lengths are of responses, of which it has none.
+accuracies, pass@k, votes and benchmark metrics; rates of corrections and lengths are of responses, of which it has none. So
+does an answer on which the judge gave no verdict, but the rates leave its response out and tell its share as `unjudged`.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def final_answer(forced: int) -> Choice:
 
 
 def mean_scores(predictions: Sequence[Prediction], temperature: float, choice: Choice) -> list[float]:
-    """Each question's mean score over its samples; 0 where it could not be asked."""
-    return [_mean([choice(sample).score for sample in p.at(temperature)], nothing=0.0) for p in predictions]
+    """Each question's mean score over its samples; 0 where it could not be asked, or for want of a verdict."""
+    return [_mean([choice(sample).score or 0.0 for sample in p.at(temperature)], nothing=0.0) for p in predictions]
 
 
 def _rates(predictions: Sequence[Prediction], temperature: float, forced: int) -> Iterator[tuple[str, float]]:
@@ -117,12 +118,12 @@ def _repeated(predictions: Sequence[Prediction], temperature: float, name: str, 
     n = max(map(len, answers), default=0)
     if n < 2:
         return {}
-    right = [sum(answer.score >= 1 for answer in given) for given in answers]
+    right = [sum(answer.right for answer in given) for given in answers]
     prefix = "first_" if name == "first" else ""
     found = {f"{prefix}pass@{k}": _mean([pass_at_k(n, count, k) for count in right]) for k in powers_up_to(n)}
     if name == "final":
         winners = [vote(given) for given in answers]
-        found[f"majority@{n}"] = _mean([winner is not None and winner.score >= 1 for winner in winners])
+        found[f"majority@{n}"] = _mean([winner is not None and winner.right for winner in winners])
     return found
 
 

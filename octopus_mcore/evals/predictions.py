@@ -19,13 +19,19 @@ from octopus_mcore.experience.types import AttemptGrade, Group, Judgement, Rollo
 
 @dataclass(frozen=True)
 class Answer:
-    """One attempt: its text (None where it was not kept), the answer found in it, what that is worth (1: right), and the
-    response's tokens up to its end, those of earlier attempts included (None where spans do not tell)."""
+    """One attempt: its text (None where it was not kept), the answer found in it, what that is worth (1: right; None: the judge
+    gave no verdict), and the response's tokens up to its end, those of earlier attempts included (None where spans do not
+    tell)."""
 
     text: str | None
     answer: str | None
-    score: float
+    score: float | None
     tokens: int | None
+
+    @property
+    def right(self) -> bool:
+        """Whether it is known to be right."""
+        return self.score is not None and self.score >= 1
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,16 @@ class Prediction:
         """The samples of one temperature."""
         return tuple(sample for sample in self.samples if sample.temperature == temperature)
 
+    def answers(self) -> Iterator[Answer]:
+        """All attempts of all samples, in order."""
+        return (answer for sample in self.samples for made in sample.rounds for answer in made.attempts)
+
     def without_texts(self) -> Prediction:
         """The same without the attempts' texts, which metrics do not read and which take nearly all of the memory."""
         return self.map_answers(lambda answer: replace(answer, text=None))
 
     def map_answers(self, change: Callable[[Answer], Answer]) -> Prediction:
-        """The same with every answer changed by a function."""
+        """The same with every answer, in the order of `answers`, changed by a function."""
         samples = [
             replace(sample, rounds=tuple(replace(made, attempts=tuple(map(change, made.attempts))) for made in sample.rounds))
             for sample in self.samples
@@ -108,19 +118,25 @@ def _round(rollout: Rollout, grades: tuple[AttemptGrade, ...]) -> Round:
     if len(grades) > 1:
         first = rollout.span(SpanKind.FIRST)
         ends = [first.end if rollout.has_correction else None, *ends]
-    answers = [Answer(grade.text, grade.answer, grade.accuracy, end) for grade, end in zip(grades, ends, strict=True)]
+    answers = [graded(grade, end) for grade, end in zip(grades, ends, strict=True)]
     return Round(tuple(answers), rollout.finish_reason, rollout.judgement.total, dict(rollout.judgement.parts))
+
+
+def graded(grade: AttemptGrade, tokens: int | None) -> Answer:
+    """The record of a graded attempt."""
+    return Answer(grade.text, grade.answer, grade.accuracy if grade.judged else None, tokens)
 
 
 def judgement(sample: Sample, forced: int) -> Judgement:
     """The judgement of the state after so many forced rounds."""
     first, last, made = sample.after(forced)
     attempts = [first] if last is None else [first, last]
-    grades = [
-        AttemptGrade(answer.score >= 1, True, answer.answer, answer.text or "", 0.0 if answer.score >= 1 else answer.score)
-        for answer in attempts
-    ]
-    return Judgement(made.reward, made.parts, tuple(grades))
+    return Judgement(made.reward, made.parts, tuple(_grade(answer) for answer in attempts))
+
+
+def _grade(answer: Answer) -> AttemptGrade:
+    partial = 0.0 if answer.right or answer.score is None else answer.score
+    return AttemptGrade(answer.right, True, answer.answer, answer.text or "", partial, judged=answer.score is not None)
 
 
 def to_line(prediction: Prediction) -> str:
@@ -146,8 +162,7 @@ def from_line(line: str | bytes, texts: bool = True) -> Prediction:
 
 def _read_round(tree: Mapping[str, Any], texts: bool) -> Round:
     attempts = [
-        Answer(made["text"] if texts else None, made["answer"], float(made["score"]), made["tokens"])
-        for made in tree["attempts"]
+        Answer(made["text"] if texts else None, made["answer"], made["score"], made["tokens"]) for made in tree["attempts"]
     ]
     return Round(tuple(attempts), tree["finish"], tree["reward"], tree["parts"])
 

@@ -76,7 +76,7 @@ def evaluate_checkpoint(
             configuration is about, or `out` holds another evaluation.
         EngineError: a server of `rollout.engine` failed.
     """
-    if violations := list(check_evaluation(config.eval)):
+    if violations := list(check_evaluation(config.eval, config.rewards)):
         raise ConfigError(violations)
     folder = HFFolder(checkpoint_folder(path))
     processor = Processor.configured(folder.path, config.data)
@@ -131,6 +131,7 @@ class _Run:
             raise ValueError(f"{opened.key}: its source has no rows")
         if all(prediction.error is not None for prediction in made):
             raise ValueError(f"{opened.key}: none of its {len(made)} questions can be asked; the first: {made[0].error}")
+        check_verdicts(opened, made, self.config)
 
     def _chunk(self, opened: EvaluationSet, rows: Sequence[Row], own: BenchmarkJudge | None) -> list[Prediction]:
         prompts, errors = askable(opened, self.processor, rows, self.config.rewards)
@@ -184,6 +185,16 @@ class _Run:
         return self._judge
 
 
+def check_verdicts(opened: EvaluationSet, made: Sequence[Prediction], config: Config) -> None:
+    """Refuses answers without a verdict, unless `eval.bad_items` counts them as wrong. Raises ValueError."""
+    missing = sum(answer.score is None for prediction in made for answer in prediction.answers())
+    if missing and config.eval.bad_items == "fail":
+        raise ValueError(
+            f"{opened.key}: the judge gave no verdict on {missing} answers. They are kept in the folder of --out, and "
+            "--regrade asks again; with eval.bad_items=wrong they count as wrong and are counted"
+        )
+
+
 def _chunks(opened: EvaluationSet, start: int, size: int, end: int | None = None) -> Iterator[list[Row]]:
     """Rows of a set from `start` on, so many at once; a source may end before its `size`."""
     end = opened.size if end is None else min(end, opened.size)
@@ -217,8 +228,10 @@ def answer_settings(config: Config) -> dict[str, Any]:
 
 def grading_settings(config: Config, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     """The sets with their files' checksums, and how answers are judged."""
+    of_services = {"url", "api_key_variable", "concurrency", "timeout_seconds", "retries"}
+    left_out = {"workers": True, "llm": of_services, "http": of_services}
     return {
-        "rewards": config.rewards.model_dump(exclude={"workers"}),
+        "rewards": config.rewards.model_dump(exclude=left_out),
         "sets": {name: _set_settings(opened) for name, opened in sets.items()},
     }
 

@@ -5,6 +5,7 @@ A set of `octopus-mcore evaluate` is read chunk by chunk; one that is evaluated 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from octopus_mcore.config.schema import Config
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import Row
 from octopus_mcore.evals.benchmark import Benchmark, Item
-from octopus_mcore.evals.judge import BenchmarkJudge
+from octopus_mcore.evals.judge import BenchmarkJudge, language_model
 from octopus_mcore.evals.registry import benchmark
 from octopus_mcore.experience.types import Prompt
 from octopus_mcore.rewards.rows import row_judge
+from octopus_mcore.rewards.services import Services
 from octopus_mcore.runtime.seeds import key_bits
 
 Rows = Callable[[int, int], list[Row]]
@@ -59,7 +61,14 @@ class EvaluationSet:
         """The benchmark's judge, which ends with `stack`; None for rows of a source, which `rewards` judges."""
         if self.benchmark is None:
             return None
-        judge = BenchmarkJudge(self.benchmark, list(self.items.values()), rewards.workers, rewards.timeout_seconds)
+        counts: Counter[str] = Counter()
+        grader = None
+        if self.config.judge == "llm":
+            services = Services(RewardConfig(judge="llm", llm=rewards.llm), pool=None)
+            stack.callback(services.close)
+            grader = language_model(services, counts)
+        items = list(self.items.values())
+        judge = BenchmarkJudge(self.benchmark, items, rewards.workers, rewards.timeout_seconds, grader, counts)
         return stack.enter_context(judge)
 
 

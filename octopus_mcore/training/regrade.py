@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -15,11 +15,11 @@ from octopus_mcore.config.evaluation_checks import check_evaluation
 from octopus_mcore.config.load import ConfigError
 from octopus_mcore.config.schema import Config
 from octopus_mcore.evals.judge import BenchmarkJudge
-from octopus_mcore.evals.predictions import Answer, Prediction, Sample, read_predictions
+from octopus_mcore.evals.predictions import Prediction, graded, read_predictions
 from octopus_mcore.evals.store import PREDICTIONS_FILE, SETTINGS_FILE, PredictionStore, checksum, differing
 from octopus_mcore.rewards.judge import Attempt
 from octopus_mcore.training.evaluate import evaluation_metrics
-from octopus_mcore.training.evaluate_checkpoint import Evaluation, Say, answer_settings, grading_settings
+from octopus_mcore.training.evaluate_checkpoint import Evaluation, Say, answer_settings, check_verdicts, grading_settings
 from octopus_mcore.training.evaluation_sets import EvaluationSet, open_sets
 
 
@@ -38,7 +38,7 @@ def regrade(
         ValueError: a set is none of the predictions', is no benchmark, or has changed; or `config` would have answered
             otherwise, so that the numbers would be of no evaluation.
     """
-    if violations := list(check_evaluation(config.eval)):
+    if violations := list(check_evaluation(config.eval, config.rewards)):
         raise ConfigError(violations)
     path = Path(path)
     file = path / PREDICTIONS_FILE if path.is_dir() else path
@@ -51,7 +51,7 @@ def regrade(
         for opened in sets.values():
             with ExitStack() as own:
                 judge = opened.judge(config.rewards, own)
-                _grade_set(file, opened, judge, store, config.eval.chunk_size, say)
+                _grade_set(file, opened, judge, store, config, say)
         predictions = {name: store.of(name) for name in sets}
     return Evaluation(sets, predictions, evaluation_metrics(config, predictions, sets, costs=True), settings)
 
@@ -76,10 +76,12 @@ def _settings(file: Path, config: Config, sets: dict[str, EvaluationSet]) -> dic
     return {**settings, **grading_settings(config, sets), "regraded": checksum(file)}
 
 
-def _grade_set(file: Path, opened: EvaluationSet, judge: BenchmarkJudge, store: PredictionStore, size: int, say: Say) -> None:
+def _grade_set(
+    file: Path, opened: EvaluationSet, judge: BenchmarkJudge, store: PredictionStore, config: Config, say: Say
+) -> None:
     asked = (made for made in read_predictions(file) if made.set == opened.name)
     missing = islice(asked, len(store.of(opened.name)), None)
-    while chunk := list(islice(missing, size)):
+    while chunk := list(islice(missing, config.eval.chunk_size)):
         store.add(_regraded(chunk, opened, judge))
         say(f"{opened.name}: {len(store.of(opened.name))} questions graded again")
     found = len(store.of(opened.name))
@@ -87,6 +89,7 @@ def _grade_set(file: Path, opened: EvaluationSet, judge: BenchmarkJudge, store: 
         raise ValueError(f"{opened.key}: {file} holds predictions of {found} questions, the set has {opened.size}")
     for note in judge.notes():
         say(f"{opened.name}: {note}")
+    check_verdicts(opened, store.of(opened.name), config)
 
 
 def _regraded(chunk: Sequence[Prediction], opened: EvaluationSet, judge: BenchmarkJudge) -> list[Prediction]:
@@ -94,25 +97,16 @@ def _regraded(chunk: Sequence[Prediction], opened: EvaluationSet, judge: Benchma
         item = opened.items.get(made.uid)
         if item is None or (item.row.question, item.truth) != (made.question, made.truth):
             raise ValueError(f"{opened.key} has no question {made.uid} that reads as it was asked; its file has changed")
-    attempts = [(answer, made) for made in chunk for answer in _answers(made.samples)]
+    attempts = [(answer, made) for made in chunk for answer in made.answers()]
     grades = iter(judge.grade([Attempt(answer.text, made.truth, made.uid) for answer, made in attempts]))
 
-    def graded(answer: Answer) -> Answer:
-        grade = next(grades)
-        return replace(answer, answer=grade.answer, score=grade.accuracy)
-
-    return [_rewarded(made.map_answers(graded)) for made in chunk]
+    return [_rewarded(made.map_answers(lambda answer: graded(next(grades), answer.tokens))) for made in chunk]
 
 
 def _rewarded(made: Prediction) -> Prediction:
-    """A benchmark's reward is what the last answer is worth."""
+    """A benchmark's reward is what the last answer is worth, as in `BenchmarkJudge.pair`."""
     samples = [
-        replace(sample, rounds=tuple(replace(part, reward=part.attempts[-1].score) for part in sample.rounds))
+        replace(sample, rounds=tuple(replace(part, reward=part.attempts[-1].score or 0.0) for part in sample.rounds))
         for sample in made.samples
     ]
     return replace(made, samples=tuple(samples))
-
-
-def _answers(samples: Iterable[Sample]) -> Iterator[Answer]:
-    """In the order of `Prediction.map_answers`."""
-    return (answer for sample in samples for part in sample.rounds for answer in part.attempts)
