@@ -48,6 +48,8 @@ class EvalConfig(Section):
     with several, `pass@k` and `majority@n` are reported besides."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling (the papers of Octopus and many others evaluate with 0.95)."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sampling among so many most probable tokens; null among all."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Response length limit; null takes `rollout.max_new_tokens`."""
     forced_rounds: int = Field(default=0, ge=0)

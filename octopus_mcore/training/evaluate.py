@@ -64,6 +64,7 @@ async def answered(
         sampling = SamplingParams(
             temperature=temperature,
             top_p=evaluation.top_p,
+            top_k=evaluation.top_k,
             max_new_tokens=evaluation.max_new_tokens or config.rollout.max_new_tokens,
             stop_token_ids=processor.tokens.end_ids,
             banned_token_ids=processor.tokens.banned,

@@ -117,15 +117,27 @@ def test_metrics_of_a_known_outcome(config, processor, judge):
 
 def test_sampling_follows_the_configuration(digits_checkpoint, processor, judge):
     config = make_config(
-        digits_checkpoint, eval={"sets": make_config("x").eval.sets, "temperatures": [0.7], "max_new_tokens": 9}
+        digits_checkpoint,
+        eval={
+            "sets": make_config("x").eval.sets,
+            "temperatures": [0.7],
+            "max_new_tokens": 9,
+            "top_p": 0.95,
+            "top_k": 50,
+            "samples": 2,
+        },
     )
     prompts = evaluation_prompts(config, processor)
     engine = ScriptedEngine(processor, prompts["validation"] + prompts["test"])
     metrics = evaluate(config, engine, processor, judge, prompts)
     assert {"/".join(key.split("/")[:2]) for key in metrics} == {"validation/T0.7", "test/T0.7"}
     tokens = processor.tokens
-    assert {request.sampling for request in engine.log} == {SamplingParams(0.7, 1.0, 9, tokens.end_ids, tokens.banned)}
-    assert len({request.seed for request in engine.log}) == len(engine.log) == 28
+    assert {request.sampling for request in engine.log} == {
+        SamplingParams(
+            0.7, top_p=0.95, top_k=50, max_new_tokens=9, stop_token_ids=tokens.end_ids, banned_token_ids=tokens.banned
+        )
+    }
+    assert len({request.seed for request in engine.log}) == len(engine.log) == 56
 
 
 def test_forced_rounds_are_counted_apart(digits_checkpoint, processor, judge):
