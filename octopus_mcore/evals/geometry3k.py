@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from octopus_mcore.data.rows import IMAGE_MARKER, Row
+from octopus_mcore.data.row_reader import IMAGE_MARKER, Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item
 from octopus_mcore.evals.extraction import final_answer

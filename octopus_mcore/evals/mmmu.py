@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octopus_mcore.data.images import ImageSource
-from octopus_mcore.data.rows import IMAGE_MARKER, Row
+from octopus_mcore.data.row_reader import IMAGE_MARKER, Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import chosen_option, final_answer

@@ -216,7 +216,7 @@ def answer_settings(config: Config) -> dict[str, Any]:
     """What answers depend on, besides the model and the sets."""
     evaluation = config.eval.model_dump(exclude={"sets", "during_training", "chunk_size", "bad_items"})
     evaluation["max_new_tokens"] = config.eval.max_new_tokens or config.rollout.max_new_tokens
-    data = config.data.model_dump(exclude={"train"})
+    data = config.data.model_dump(exclude={"train", "workers"})
     return {
         "seed": config.run.seed,
         "dtype": config.model.dtype,

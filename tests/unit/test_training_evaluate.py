@@ -234,7 +234,7 @@ def test_generate_answers_as_the_engine_does(digits_checkpoint, tmp_path, proces
     engine = EmbeddedEngine(digits_checkpoint, processor.images)
     engine.update_weights(HFFolder(digits_checkpoint).stream(), version=0)
     tokens = processor.tokens
-    sampling = SamplingParams(1.0, 1.0, 10, tokens.end_ids, tokens.banned)
+    sampling = SamplingParams(max_new_tokens=10, stop_token_ids=tokens.end_ids, banned_token_ids=tokens.banned)
     request = GenerationRequest(prompt.token_ids, prompt.images, sampling, key_bits(4, "question"))
     (generation,) = asyncio.run(engine.generate([request]))
     assert answer == processor.decode(generation.token_ids) != ""
