@@ -213,7 +213,12 @@ def test_the_export_answers_in_plain_transformers_as_in_the_engine(
     prompts = evaluation_prompts(config, processor)["validation"][:12]
     engine = EmbeddedEngine(export, processor.images, dtype=torch.float32)
     engine.update_weights(HFFolder(export).stream(), version=0)
-    sampling = SamplingParams(0.0, 1.0, 36, processor.tokens.end_ids, processor.tokens.banned)
+    sampling = SamplingParams(
+        temperature=0.0,
+        max_new_tokens=36,
+        stop_token_ids=processor.tokens.end_ids,
+        banned_token_ids=processor.tokens.banned,
+    )
     answers = asyncio.run(engine.generate([GenerationRequest(p.token_ids, p.images, sampling, 0) for p in prompts]))
 
     model = Qwen3VLForConditionalGeneration.from_pretrained(export)
