@@ -14,6 +14,8 @@ JudgeName = Literal[
     "exact",
     "choice",
     "number",
+    "list",
+    "mathruler",
     "rethinker",
     "ocean",
     "iou",
@@ -86,7 +88,8 @@ class RewardConfig(Section):
     `_reference` are what the released programs do."""
     judge: JudgeName = "math"
     """How an answer is compared with the truth: `math` is math-verify, `exact` string equality after stripping, `choice` a
-    letter, `number` a number with tolerance, `rethinker` a letter or math-verify, `ocean` a text, a letter or math-verify,
+    letter, `number` a number with tolerance and unit, `list` several answers, `mathruler` what EasyR1 and the released
+    Octopus grade with, `rethinker` a letter or math-verify, `ocean` a text, a letter or math-verify,
     `iou` a box `[x1, y1, x2, y2]` whose intersection over union is above 0.5; `custom`, `http` and `llm` are your own, each
     with the section of its name. The names with `_reference` are what the released programs do; each needs its own style."""
     judge_key: str | None = None

@@ -14,7 +14,7 @@ from octopus_mcore.rewards.items import Item, Verdict
 from octopus_mcore.rewards.judges import JUDGES, compare, decide_quickly
 from octopus_mcore.rewards.pool import ComparisonPool
 from octopus_mcore.rewards.reflection import reflects
-from octopus_mcore.rewards.rows import row_judge
+from octopus_mcore.rewards.rows import require_installed, row_judge
 from octopus_mcore.rewards.services import Services
 from octopus_mcore.rewards.shaping import excluded, pair_judgement
 from octopus_mcore.rewards.styles import STYLES
@@ -61,7 +61,9 @@ class Judge:
     """
 
     def __init__(self, config: RewardConfig):
-        """Raises `PluginError` or `EndpointError` where a judge of the user's own cannot be asked."""
+        """Raises `PluginError` or `EndpointError` where a judge of the user's own cannot be asked, ValueError where mathruler is
+        to judge and is not installed."""
+        require_installed(config)
         self.config = config
         self.counts: Counter[str] = Counter()
         self._style = STYLES[config.style]

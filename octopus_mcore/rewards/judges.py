@@ -6,13 +6,15 @@ Those in `SLOW` may take long or never return on hostile input; the judge runs t
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 
 from octopus_mcore.rewards.algebra import math_equal
-from octopus_mcore.rewards.choices import WRAPPER, choice_equal
+from octopus_mcore.rewards.choices import choice_equal
+from octopus_mcore.rewards.lists import list_equal
+from octopus_mcore.rewards.mathruler_compat import mathruler_equal
 from octopus_mcore.rewards.ocean import ocean_equal, ocean_reference, same_answer
+from octopus_mcore.rewards.quantities import number_equal
 from octopus_mcore.rewards.rectangles import rectangles_overlap, rectangles_overlap_reference
 from octopus_mcore.rewards.rethinker import rethinker_equal, rethinker_reference
 
@@ -23,33 +25,11 @@ MAX_RESPONSE_CHARACTERS = 100_000
 """The same where the whole response is the answer (the `_reference` judges), and where a judge of the user's own reads it."""
 
 _INTEGER = re.compile(r"[+-]?\d{1,300}")
-_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_QUANTITY = re.compile(rf"({_NUMBER})\s*(?:/\s*({_NUMBER}))?\s*(%?)\s*(\D*?)\s*")
-_POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*\{?([+-]?\d+)\}?")
 
 
 def exact_equal(answer: str, truth: str) -> bool:
     """Equality of the strings without the white space around them."""
     return answer.strip() == truth.strip()
-
-
-def number_equal(answer: str, truth: str, tolerance: float = 0.01) -> bool:
-    r"""Equality of numbers within a relative tolerance (absolute for a truth of 0).
-
-    Reads decimals, thousands commas, `a/b`, `\frac{a}{b}` and powers of ten. A unit or a percent sign on one side only is
-    overlooked (`12 %` is 12 and also 0.12); different units are different quantities. Falls back to string equality where
-    the truth is no number.
-    """
-    given, wanted = _quantity(answer), _quantity(truth)
-    if wanted is None:
-        return exact_equal(answer, truth)
-    if given is None or (given[1] and wanted[1] and given[1] != wanted[1]):
-        return False
-    values = [given[0]]
-    if (given[1] == "%") != (wanted[1] == "%") and not (given[1] and wanted[1]):
-        values.append(given[0] / 100 if given[1] == "%" else given[0] * 100)
-    return any(abs(value - wanted[0]) <= tolerance * (abs(wanted[0]) or 1.0) for value in values)
 
 
 def _never(answer: str, truth: str) -> bool:
@@ -62,6 +42,8 @@ JUDGES: Mapping[str, Callable[[str, str], float]] = {
     "exact": exact_equal,
     "choice": choice_equal,
     "number": number_equal,
+    "list": list_equal,
+    "mathruler": mathruler_equal,
     "rethinker": rethinker_equal,
     "ocean": ocean_equal,
     "iou": rectangles_overlap,
@@ -74,6 +56,8 @@ right, what lies between is a wrong answer's credit for coming near."""
 
 SLOW: Mapping[str, Callable[[str, str], bool]] = {
     "math": exact_equal,
+    "list": exact_equal,
+    "mathruler": exact_equal,
     "rethinker": choice_equal,
     "ocean": same_answer,
     "rethinker_reference": _never,
@@ -112,21 +96,3 @@ def decide_quickly(kind: str, answer: str, truth: str) -> float | None:
 def compare(judge: str, answer: str, truth: str) -> float:
     """How right an answer is by a comparison of this name; 1 is right."""
     return float(JUDGES[judge](answer, truth))
-
-
-def _quantity(text: str) -> tuple[float, str] | None:
-    """Value and unit (lower case, '' for none) of a number with an optional unit, or None."""
-    text = WRAPPER.sub(r" \1", text).replace(r"\%", "%").replace("°", r"^\circ").replace("$", "")
-    # Single spaces keep the pattern below linear: runs of them could be split in many ways among its parts.
-    text = " ".join(re.sub(r"\\[,;:! ]|~|\{,\}", "", text).split())
-    text = _POWER_OF_TEN.sub(r"e\1", _FRACTION.sub(r"\1\2/\3", text))
-    match = _QUANTITY.fullmatch(re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text))
-    if match is None:
-        return None
-    numerator, denominator, percent, unit = match.groups()
-    value = (
-        float(numerator) / (float(denominator) if denominator else 1.0)
-        if denominator is None or float(denominator)
-        else math.nan
-    )
-    return (value, percent or unit.strip().rstrip(".").casefold()) if math.isfinite(value) else None

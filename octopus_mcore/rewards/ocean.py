@@ -20,7 +20,7 @@ NEAR_MISS = 0.1
 _SIMILAR = 0.6
 _AROUND_OPERATORS = re.compile(r" ?([=+\-*/]) ?")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
-_STANDS_ALONE = re.compile(r"(?<![A-Za-z])(?![AI] [a-z])[A-Z](?![A-Za-z'’])")
+_STANDS_ALONE = re.compile(r"(?<![A-Za-z])(?![AI]\s+[a-z])[A-Z](?![A-Za-z'’])")
 _ANY_ALONE = re.compile(r"(?<![A-Z])[A-Z](?![A-Z])")
 _OPTION_WORDS = ("答案", "选择", "正确", "是", "对", "认为", "应该", "觉得")
 _OPTION_WORDS += ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD")

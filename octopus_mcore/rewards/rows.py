@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octopus_mcore.config.rewards import JudgeName, RewardConfig
+from octopus_mcore.rewards.mathruler_compat import require_mathruler
 from octopus_mcore.rewards.rectangles import first_rectangle
 
 _AREA_JUDGES = ("iou", "iou_reference")
@@ -14,6 +15,12 @@ _AREA_JUDGES = ("iou", "iou_reference")
 def asks_rows(config: RewardConfig) -> bool:
     """Whether there are rows that `row_judge` refuses: where they choose their judge, or must have a box for a truth."""
     return config.judge_key is not None or config.judge in _AREA_JUDGES
+
+
+def require_installed(config: RewardConfig) -> None:
+    """Raises ValueError where a judge that rows ask for needs a package that is not installed."""
+    if "mathruler" in ([config.judge] if config.judge_key is None else config.judges_by_value.values()):
+        require_mathruler()
 
 
 def row_judge(config: RewardConfig, uid: str, truth: str, metadata: Mapping[str, Any]) -> JudgeName | None:

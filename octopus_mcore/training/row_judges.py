@@ -10,7 +10,7 @@ from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.config.schema import Config
 from octopus_mcore.data.rows import PromptSource
 from octopus_mcore.rewards.custom import found_target
-from octopus_mcore.rewards.rows import asks_rows, row_judge
+from octopus_mcore.rewards.rows import asks_rows, require_installed, row_judge
 from octopus_mcore.training.session import prompt_seed
 
 _CHUNK = 256
@@ -21,13 +21,16 @@ def validate_row_judges(config: Config) -> None:
     """Reads the rows of every RL phase whose judging depends on them (`rewards.rows`), where the source can count them.
 
     Raises:
-        ValueError: rows that cannot be judged; names the phase, and of the first 20 the row, the field and the value. Or there
-            is no such function as `rewards.custom` names.
+        ValueError: rows that cannot be judged; names the phase, and of the first 20 the row, the field and the value. Or a
+            package is not installed, or there is no such function as `rewards.custom` names.
     """
     for name, phase in config.phases.items():
-        if phase.kind == "rl" and phase.rewards.custom is not None:
+        if phase.kind != "rl":
+            continue
+        require_installed(phase.rewards)
+        if phase.rewards.custom is not None:
             found_target(phase.rewards.custom)
-        if phase.kind != "rl" or not asks_rows(phase.rewards):
+        if not asks_rows(phase.rewards):
             continue
         key, plugin = source_of(config, name, phase)
         source = load_plugin(plugin, key)

@@ -10,8 +10,8 @@ from octopus_mcore.rewards.judges import (
     decide_quickly,
     exact_equal,
     math_equal,
-    number_equal,
 )
+from octopus_mcore.rewards.quantities import number_equal
 
 
 @pytest.mark.parametrize(

@@ -69,3 +69,14 @@ def test_of_a_mixture_the_rows_are_checked_that_training_will_draw(tmp_path):
             validate_row_judges(seeded)
         found.append(bad)
     assert len(set(found)) == 2
+
+
+def test_a_judge_that_is_not_there_is_said_before_training(tmp_path, monkeypatch):
+    missing = {"judge": "custom", "custom": {"target": f"{tmp_path}/mine.py:right"}}
+    with pytest.raises(ValueError, match=r"rewards\.custom\.target: there is no file .*mine\.py"):
+        validate_row_judges(config(tmp_path, ROWS, missing))
+    (tmp_path / "mine.py").write_text("def right(answer, truth):\n    return True\n")
+    validate_row_judges(config(tmp_path, ROWS, missing))
+    monkeypatch.setattr("octopus_mcore.rewards.mathruler_compat.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="judge mathruler needs the package mathruler"):
+        validate_row_judges(config(tmp_path, ROWS, {"judge": "mathruler"}))
