@@ -61,8 +61,8 @@ class Judge:
     """
 
     def __init__(self, config: RewardConfig):
-        """Raises `PluginError` or `EndpointError` where a judge of the user's own cannot be asked, ValueError where mathruler is
-        to judge and is not installed."""
+        """Raises `PluginError` or `EndpointError` where a judge of the user's own cannot be asked, ValueError where mathruler
+        is to judge and is not installed."""
         require_installed(config)
         self.config = config
         self.counts: Counter[str] = Counter()
