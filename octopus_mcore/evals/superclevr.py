@@ -10,8 +10,9 @@ Prompt: the question with Ocean-R1's suffix. It allowed 256 new tokens.
 Extraction: the number in what the response declares behind its thought: the only number in the answer, or else in its last
 sentence; in words too ("three", "none"), if there are no digits.
 
-Metric: share of right numbers. A response that ends within its thought has no answer; how many there are is told beside the
-metrics (`Grade.answer` is None), and a limit of 256 tokens should be raised until there are none.
+Metric: share of right numbers, then by the right number. A response that ends within its thought has no answer (`Grade.answer`
+is None) and is wrong; the share of responses that their length limit cut is told beside the metrics. Where it is not about 0
+the limit measures how briefly a model thinks, and should be raised.
 """
 
 from __future__ import annotations
