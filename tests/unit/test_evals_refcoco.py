@@ -81,6 +81,7 @@ def test_reads_the_published_files(tmp_path):
         ({"solution": [1, 2, 3]}, "expected a box"),
         ({"solution": [300, 100, 100, 200]}, "no box within the image of 640×468"),
         ({"solution": [100, 100, 300, 900]}, "no box within the image of 640×468"),
+        ({"solution": [100, 100, 900, 200]}, "no box within the image of 640×468"),
         ({"width": 320}, "the image's width is 640, found 320"),
         ({"problem": "", "normal_caption": ...}, "normal_caption"),
     ],
