@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import final_answer, yes_or_no

@@ -33,7 +33,7 @@ from typing import Any
 from PIL import Image
 
 from octopus_mcore.data.images import ImageSource
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import final_answer

@@ -21,7 +21,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import final_answer, only_number
