@@ -93,22 +93,22 @@ LLAVA_ROWS = [
     (llava_row(0, "sqa/train/0/image.png"), None),
     (llava_row(1, "coco/train2017/1.jpg"), None),
     (llava_row(2, "CLEVR_v1.0/images/train/2.png"), None),
-    (llava_row(3, "geoqa+/images/3.png", conversations=[{"from": "human", "value": "Only a question?"}]), "layout of the row"),
+    (llava_row(3, "geoqa+/images/3.png", conversations=[{"from": "human", "value": "Only a question?"}]), "question"),
     (llava_row(4, "web-celebrity/images/4.jpg"), None),
-    (llava_row(5, ""), "image"),
+    ({key: value for key, value in llava_row(5, "").items() if key != "image"}, "image"),
 ]
 LLAVA_ROWS[0][0]["conversations"] += [
     {"from": "human", "value": "And?"},
     {"from": "gpt", "value": "<CONCLUSION>n</CONCLUSION>"},
 ]
 _NO_CONCLUSION = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It is 6."}]
-LLAVA_ROWS.append((llava_row(6, "vg/VG_100K/6.jpg", conversations=_NO_CONCLUSION), "layout of the row"))
+LLAVA_ROWS.append((llava_row(6, "vg/VG_100K/6.jpg", conversations=_NO_CONCLUSION), "answer without tag"))
 
 
 def write_llava_cot(folder: Path, parts: int = 0) -> Path:
     """`train.jsonl` with images below the folder, or in the parts of one zip file as they are on the hub."""
     folder.mkdir(parents=True)
-    files = {row["image"]: encoded(i, "JPEG") for i, (row, _) in enumerate(LLAVA_ROWS) if row["image"]}
+    files = {row["image"]: encoded(i, "JPEG") for i, (row, _) in enumerate(LLAVA_ROWS) if "image" in row}
     if parts:
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:

@@ -60,6 +60,11 @@ class RowKeys:
     """The truth is what stands in the answer's last `<tag>…</tag>`."""
 
     @property
+    def in_conversation(self) -> bool:
+        """The question stands in one list of turns with its answer."""
+        return self.question in (self.answer, self.response)
+
+    @property
     def columns(self) -> list[str]:
         """All keys that a row is read from, the response left out."""
         keys = (self.question, self.answer, self.images, self.videos, *self.metadata.values())
@@ -110,9 +115,9 @@ class RowReader:
     def row(self, record: Record, uid: str) -> Row:
         """The row in a record. Raises `RowError`."""
         keys = self.keys
-        answer = "" if keys.answer is None else self._answer(record, keys.answer)
+        answer = "" if keys.answer is None else truth_in(answer_field(record, keys.answer), record, keys)
         images = () if keys.images is None else _images(record, keys.images, self.root)
-        question = question_field(record, keys.question, answered=keys.question in (keys.answer, keys.response))
+        question = question_field(record, keys.question, keys.in_conversation)
         if keys.videos is not None:
             question, images = self._with_frames(record, keys.videos, question, images)
         elif VIDEO_MARKER in question:
@@ -123,16 +128,6 @@ class RowReader:
         for name, value in metadata.items():
             _check_json(value, record, keys.metadata[name])
         return Row(uid, question, answer, images, metadata)
-
-    def _answer(self, record: Record, key: str) -> str:
-        value = record.get(key)
-        if isinstance(value, list):
-            answer = answering_turn(record, key)
-        else:
-            answer = text_field(record, key, numbers=True)
-        if self.keys.boxed:
-            return boxed_truth(answer, record, key)
-        return answer if self.keys.tag is None else _in_tag(answer, self.keys.tag, record, key)
 
     def _with_frames(
         self, record: Record, key: str, question: str, images: tuple[ImageSource, ...]
@@ -182,7 +177,19 @@ def _exchange(record: Record, key: str) -> list[tuple[str, Any]]:
     return turns[:2]
 
 
-def boxed_truth(answer: str, record: Record, key: str) -> str:
+def answer_field(record: Record, key: str) -> str:
+    """The answer as a text, a number, or the turn behind a conversation's question. Raises `RowError`."""
+    return answering_turn(record, key) if isinstance(record.get(key), list) else text_field(record, key, numbers=True)
+
+
+def truth_in(answer: str, record: Record, keys: RowKeys) -> str:
+    """The truth in an answer: all of it, or what stands in its box or tag. Raises `RowError`."""
+    if keys.boxed:
+        return _in_box(answer, record, keys.answer)
+    return answer if keys.tag is None else _in_tag(answer, keys.tag, record, keys.answer)
+
+
+def _in_box(answer: str, record: Record, key: str) -> str:
     """What stands in the last box of a truth. Raises `RowError`."""
     content = last_boxed(answer)
     if content is None or not content.strip():
@@ -236,9 +243,13 @@ def check_markers(question: str, images: int, record: Record, key: str) -> None:
 
 def _images(record: Record, key: str, root: Path) -> tuple[ImageSource, ...]:
     """The images of a record, not yet decoded; paths are checked to exist."""
+    return tuple(_image(item, record, key, root) for item in image_items(record, key))
+
+
+def image_items(record: Record, key: str) -> Sequence[Any]:
+    """What a record gives as its images: one, a list, or null or an empty text for none. Raises `RowError`."""
     value = record.get(key)
-    items: Sequence[Any] = [] if value is None or value == "" else value if isinstance(value, list) else [value]
-    return tuple(_image(item, record, key, root) for item in items)
+    return [] if value is None or value == "" else value if isinstance(value, list) else [value]
 
 
 def _image(item: Any, record: Record, key: str, root: Path) -> ImageSource:

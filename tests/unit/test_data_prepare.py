@@ -22,7 +22,7 @@ from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.preparation.prepare import Options, prepare
 from octopus_mcore.data.preparation.registry import DATASETS, VIRL39K, find_dataset
 from octopus_mcore.data.preparation.tally import band
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.row_reader import Row, RowKeys
 from tests.published_sets import (
     LLAVA_ROWS,
     SUFFIX,
@@ -60,20 +60,20 @@ def test_every_faulty_row_is_listed_and_no_other(virl39k):
     out, report = virl39k
     faulty = {number: fault for number, (_, fault) in enumerate(VIRL_ROWS, start=1) if fault is not None}
     rejects = lines(out / "rejects.jsonl")
-    assert {reject["row"]: reject["reason"] for reject in rejects} == faulty and len(faulty) == 8
+    assert {reject["row"]: reject["kind"] for reject in rejects} == faulty and len(faulty) == 8
     assert {(reject["split"], reject["file"]) for reject in rejects} == {("rows", "39Krelease.parquet")}
-    by_reason = {reject["reason"]: (reject["key"], reject["error"]) for reject in rejects}
-    assert by_reason["missing image"] == ("image", "there is no file 'images/nowhere.jpg', nor is it in an archive")
-    assert by_reason["answer without box"][0] == "answer" and "found '5'" in by_reason["answer without box"][1]
-    assert by_reason["undecodable image"][1].startswith("images/cut.jpg: image (bytes) cannot be decoded: image file is trunc")
-    assert by_reason["duplicate uid"] == ("qid", "the uid 'MMK12-0' is that of an earlier row")
-    assert by_reason["pass rate"][0] == "PassRate_32BTrained" and "found 1.2" in by_reason["pass rate"][1]
-    assert by_reason["markers"] == (
+    by_kind = {reject["kind"]: (reject["key"], reject["reason"]) for reject in rejects}
+    assert by_kind["missing image"] == ("image", "there is no file 'images/nowhere.jpg', nor is it in an archive")
+    assert by_kind["answer without box"][0] == "answer" and "found '5'" in by_kind["answer without box"][1]
+    assert by_kind["undecodable image"][1].startswith("images/cut.jpg: image (bytes) cannot be decoded: image file is trunc")
+    assert by_kind["duplicate uid"] == ("qid", "the uid 'MMK12-0' is that of an earlier row")
+    assert by_kind["pass rate"][0] == "PassRate_32BTrained" and "found 1.2" in by_kind["pass rate"][1]
+    assert by_kind["markers"] == (
         "question",
         "2 <image> markers for 1 images; give one marker per image, or none to put all images first",
     )
     counts = report["splits"]["rows"]
-    assert (counts["read"], counts["kept"], counts["rejected"]) == (14, 6, dict(sorted(Counter(faulty.values()).items())))
+    assert (counts["read"], counts["kept"], counts["left out"]) == (14, 6, dict(sorted(Counter(faulty.values()).items())))
 
 
 def test_a_run_reads_the_prepared_folder(virl39k):
@@ -83,7 +83,7 @@ def test_a_run_reads_the_prepared_folder(virl39k):
     assert [row.metadata["qid"] for row in rows] == [row["qid"] for row in kept]
     assert [row.question for row in rows] == [row["question"] for row in kept]
     assert [row.answer for row in rows] == ["0", "1", "10", "11", "12", "13"], "without their boxes"
-    assert dict(rows[1].metadata) == {key: kept[1][key] for key in VIRL39K.kept}
+    assert dict(rows[1].metadata) == {key: kept[1][key] for key in VIRL39K.keys.metadata}
     assert [len(row.images) for row in rows] == [1, 1, 2, 0, 1, 1]
 
 
@@ -144,8 +144,8 @@ def test_the_documented_rule_and_limit(tmp_path, virl39k):
     source = str(virl39k[0].parent / "in")
     report = prepare(VIRL39K, source, tmp_path / "out", Options(keep_pass_rate=True))
     assert [row.metadata["qid"] for row in rows_of(tmp_path / "out")] == ["MMK12-0", "MMK12-1", "MMK12-10"]
-    assert report["splits"]["rows"]["rejected"]["filter: pass rate"] == 3
-    left_out = [reject for reject in lines(tmp_path / "out/rejects.jsonl") if reject["reason"] == "filter: pass rate"]
+    assert report["splits"]["rows"]["left out"]["filter: pass rate"] == 3
+    left_out = [reject for reject in lines(tmp_path / "out/rejects.jsonl") if reject["kind"] == "filter: pass rate"]
     assert [reject["row"] for reject in left_out] == [12, 13, 14]
     report = prepare(VIRL39K, source, tmp_path / "out", Options(limit=3))
     assert [row.metadata["qid"] for row in rows_of(tmp_path / "out")] == ["MMK12-0", "MMK12-1", "MMK12-10"]
@@ -174,17 +174,23 @@ def test_llava_cot(tmp_path):
         ("What is 4?", "4", "web-celebrity"),
     ]
     # a blank line is no row, but lines are what an editor counts; the fifth is not UTF-8
-    faults = {reject["row"]: (reject["reason"], reject["key"]) for reject in lines(tmp_path / "out/rejects.jsonl")}
-    layout = ("layout", "conversations")
-    assert faults == {5: ("unreadable row", None), 6: layout, 8: ("image", "image"), 9: layout}
+    faults = {reject["row"]: (reject["kind"], reject["key"]) for reject in lines(tmp_path / "out/rejects.jsonl")}
+    talk = "conversations"
+    assert faults == {
+        5: ("unreadable row", None),
+        6: ("question", talk),
+        8: ("image", "image"),
+        9: ("answer without tag", talk),
+    }
     assert report["splits"]["rows"]["read"] == len(LLAVA_ROWS) + 1
     # What is left out of a longer conversation is counted.
-    by_turns = {"2": {"read": 4, "kept": 3}, "4": {"read": 1, "kept": 1}, "unknown": {"read": 3, "kept": 0}}
+    counts = {"1": (1, 0), "2": (5, 3), "4": (1, 1), "unknown": (1, 0)}
+    by_turns = {turns: {"read": read, "kept": kept} for turns, (read, kept) in counts.items()}
     assert report["splits"]["rows"]["by turns"] == by_turns
     report = prepare(dataset, str(tmp_path / "in"), tmp_path / "out", Options(sources=dataset.sources))
     assert [row.metadata["source"] for row in rows_of(tmp_path / "out")] == ["sqa", "CLEVR_v1.0", "web-celebrity"]
     reject = lines(tmp_path / "out/rejects.jsonl")[0]
-    assert (reject["row"], reject["reason"]) == (2, "filter: source") and "'coco' holds none of ai2d, " in reject["error"]
+    assert (reject["row"], reject["kind"]) == (2, "filter: source") and "'coco' holds none of ai2d, " in reject["reason"]
 
 
 def test_geometry3k_has_a_file_for_each_split(tmp_path):
@@ -214,7 +220,7 @@ def test_ocean(tmp_path, name, split):
     assert len(rows) == 7 and rows[1].question == f"<image> What is 1?\n{SUFFIX}" and rows[1].answer == "<answer>1</answer>"
     assert rows[1].metadata == {"reward_func": "acc", "data_source": "geoqa", "index": 1}
     assert rows[6].metadata["reward_func"] == "iou" and rows[6].answer == "[1, 2, 30, 40]"
-    rejects = {reject["row"]: (reject["key"], reject["error"]) for reject in lines(tmp_path / "out/rejects.jsonl")}
+    rejects = {reject["row"]: (reject["key"], reject["reason"]) for reject in lines(tmp_path / "out/rejects.jsonl")}
     assert rejects == {
         8: ("reward_model.ground_truth", "expected a rectangle [x1, y1, x2, y2] with an area, found '[1, 2, 1, 40]'"),
         9: ("extra_info.reward_func", "expected acc or iou, found 'bleu'"),
@@ -267,10 +273,7 @@ MINE = Dataset(
     hub="me/mine",
     splits={"rows": ("*.jsonl",)},
     columns=("q", "a"),
-    question="q",
-    answer="a",
-    images=None,
-    kept={"topic": "about.topic"},
+    keys=RowKeys(question="q", answer="a", images=None, metadata={"topic": "about.topic"}),
     category="topic",
 )
 
@@ -301,9 +304,10 @@ def test_datasets_that_nobody_knows(name, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kept": {"answer": "x"}}, r"\['answer'\] are written anyway"),
-        ({"category": "kind"}, r"\['kind'\] are not among the kept fields"),
-        ({"sources": ("a",)}, "`sources` needs the name of the kept field"),
+        ({"keys": RowKeys(metadata={"answer": "x"})}, r"metadata cannot be called \['answer'\], which every row has"),
+        ({"keys": RowKeys(videos="x")}, "rows with videos or without an answer are not prepared"),
+        ({"category": "kind"}, r"\['kind'\] are not among the metadata"),
+        ({"sources": ("a",)}, "`sources` needs the name of the metadata"),
     ],
 )
 def test_datasets_that_cannot_be(changes, message):
@@ -371,7 +375,7 @@ def test_the_dataset_of_the_documentation(tmp_path, monkeypatch):
         text = "".join(json.dumps({"query": "How much?", "label": 7, "chart": "a.png", "meta": meta}) + "\n" for meta in metas)
         (tmp_path / f"in/{split}.jsonl").write_text(text)
     report = prepare(find_dataset("my_data:CHARTS"), str(tmp_path / "in"), tmp_path / "out", Options(keep_pass_rate=True))
-    assert report["splits"]["test"]["rejected"] == {"check": 1, "filter: pass rate": 1}
+    assert report["splits"]["test"]["left out"] == {"check": 1, "filter: pass rate": 1}
     (row,) = rows_of(tmp_path / "out", "train")
     assert (row.answer, row.metadata) == ("7", {"id": 1, "unit": "%", "rate": 0.5})
 
@@ -379,8 +383,15 @@ def test_the_dataset_of_the_documentation(tmp_path, monkeypatch):
 def test_the_documentation_names_datasets_and_reasons():
     text = page()
     assert all(f"`{name}`" in text and dataset.hub.partition("/")[2] in text for name, dataset in DATASETS.items())
-    words = {fault for _, fault in VIRL_ROWS if fault} | {"unreadable row", "layout", "check", "kept field", "uid", "image"}
-    words |= {"filter: pass rate", "filter: source"}
+    words = {fault for _, fault in VIRL_ROWS if fault} | {
+        "unreadable row",
+        "derived field",
+        "check",
+        "metadata",
+        "uid",
+        "image",
+    }
+    words |= {fault for _, fault in LLAVA_ROWS if fault} | {"filter: pass rate", "filter: source"}
     assert all(f"`{word}`" in text for word in words)
     parts = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["options"]["parts"]
     assert [part["take"] for part in parts] == ["random:1000", "random:10%", "random:20%", "all", "all", "random:20%"]

@@ -81,7 +81,7 @@ def test_damaged_members_cost_their_rows_alone(tmp_path):
     archive.write_bytes(whole[: at + 400] + b"\x00\x01\x02" + whole[at + 403 :])
     report = prepare(VIRL39K, str(tmp_path / "in"), tmp_path / "out")
     rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
-    errors = {reject["row"]: reject["error"] for reject in rejects if reject["reason"] == "undecodable image"}
+    errors = {reject["row"]: reject["reason"] for reject in rejects if reject["kind"] == "undecodable image"}
     # rows 1 and 11 show the image; row 4's is cut; row 8 is no duplicate any more, but its image is its own
     assert errors[1] == errors[11] and errors[1].startswith("images.zip: images/0.jpg cannot be unpacked: Bad CRC-32")
     assert report["splits"]["rows"]["kept"] == 5 and "8" not in {str(row) for row in errors}

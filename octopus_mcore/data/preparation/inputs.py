@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octopus_mcore.data.preparation.dataset import Dataset
-from octopus_mcore.data.tables import Record, Table, open_table
+from octopus_mcore.data.tables import Record, RowError, Table, open_table
 from octopus_mcore.data.tables.hub import PREFIX, HubReference, fetch
 
 _CHUNK = 128
@@ -17,16 +16,14 @@ _CHUNK = 128
 _LOOKED_AT = 20
 """Records that the check of the layout reads at most to find one that can be read."""
 _HASHED = 2**20
-_NUMBER = re.compile(r", row (\d+)[,:]")
 
 
 @dataclass(frozen=True)
 class Unreadable:
     """A row whose record cannot be read."""
 
-    file: Path
     number: int
-    error: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class InputFile:
         """All records in order; a record that cannot be read costs only itself."""
         table = open_table(self.path)
         for start in range(0, len(table), _CHUNK):
-            yield from _readable(table, self.path, range(start, min(start + _CHUNK, len(table))))
+            yield from _readable(table, range(start, min(start + _CHUNK, len(table))))
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def _input_file(dataset: Dataset, folder: Path, path: Path, watcher: Watcher) ->
 
 def _check_layout(dataset: Dataset, path: Path, table: Table) -> None:
     """Raises ValueError where the first record that can be read lacks columns of the dataset."""
-    first = next((r for r in _readable(table, path, range(min(_LOOKED_AT, len(table)))) if isinstance(r, Record)), None)
+    first = next((r for r in _readable(table, range(min(_LOOKED_AT, len(table)))) if isinstance(r, Record)), None)
     if first is None:
         raise ValueError(f"{path}: none of its first {min(_LOOKED_AT, len(table))} rows can be read")
     if missing := [column for column in dataset.columns if column not in first.fields]:
@@ -154,16 +151,13 @@ def _check_layout(dataset: Dataset, path: Path, table: Table) -> None:
         )
 
 
-def _readable(table: Table, path: Path, wanted: range) -> Iterator[Record | Unreadable]:
+def _readable(table: Table, wanted: range) -> Iterator[Record | Unreadable]:
     """These records; where a chunk cannot be read, each on its own."""
     try:
-        records: list[Record | Unreadable] = list(table.records(wanted))
-    except ValueError as error:  # RowError, or text that is no UTF-8
+        yield from table.records(wanted)
+    except RowError as error:
         if len(wanted) == 1:
-            named = _NUMBER.search(str(error))
-            yield Unreadable(path, int(named[1]) if named else wanted[0] + 1, str(error))
+            yield Unreadable(error.number or wanted[0] + 1, error.reason)
             return
         for index in wanted:
-            yield from _readable(table, path, range(index, index + 1))
-        return
-    yield from records
+            yield from _readable(table, range(index, index + 1))

@@ -134,16 +134,16 @@ class _Run:
                     rows.json({**row.fields, "images": [self._store(image) for image in row.images]})
                     self._read.update(row.read)
                 else:
-                    first = first or f"{file.name}, row {row.number}: {row.error}"
+                    first = first or f"{file.name}, row {row.number}: {row.reason}"
                     where = {"split": split, "file": file.name, "row": row.number, "key": row.key}
-                    rejects.json({**where, "reason": row.reason, "error": row.error})
+                    rejects.json({**where, "kind": row.kind, "reason": row.reason})
                 self._done += 1
                 self._watcher(self._done, self._total, f"rows, {file.name}")
                 if tally.kept == self._options.limit:
                     return tally
         if not tally.kept:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.rejected.most_common())
-            raise ValueError(f"no row of {split!r} is left of {tally.read:,} ({reasons}); the first is {first}")
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.rejected.most_common())
+            raise ValueError(f"no row of {split!r} is left of {tally.read:,} ({kinds}); the first is {first}")
         return tally
 
     def _rows_of(self, file: InputFile) -> Iterator[Prepared | Rejected]:
@@ -208,8 +208,8 @@ def _unless_seen(row: Prepared | Rejected, uids: set[bytes], dataset: Dataset) -
         return row
     digest = hashlib.blake2b(row.uid.encode(), digest_size=16).digest()
     if digest in uids:
-        error = f"the uid {row.uid!r} is that of an earlier row"
-        return Rejected(row.number, dataset.uid, "duplicate uid", error, row.fields)
+        reason = f"the uid {row.uid!r} is that of an earlier row"
+        return Rejected(row.number, dataset.uid, "duplicate uid", reason, row.fields)
     uids.add(digest)
     return row
 

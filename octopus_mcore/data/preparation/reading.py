@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from octopus_mcore.data.pass_rates import PassRate, keeps
 from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.preparation.inputs import Unreadable
 from octopus_mcore.data.preparation.pictures import ImageBytes, ImageFiles, StoredImage, stored_form
-from octopus_mcore.data.row_reader import boxed_truth, check_markers, question_field, text_field
+from octopus_mcore.data.row_reader import answer_field, check_markers, image_items, question_field, text_field, truth_in
 from octopus_mcore.data.tables import Record, RowError
-
-_KEY = re.compile(r", key '([^']+)': ")
 
 
 @dataclass(frozen=True)
@@ -40,14 +37,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is left out: `reason` is one of few words that are counted, `error` says what was expected and found. `kept`
-    is what was known of the row, for the tables."""
+    """A row that is left out: `kind` is one of few words that are counted, `reason` says what was expected and found.
+    `fields` is what could be read of its metadata, for the tables."""
 
     number: int
     key: str | None
+    kind: str
     reason: str
-    error: str
-    kept: Mapping[str, Any]
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,18 +57,13 @@ class Prepared:
     images: tuple[StoredImage, ...]
     read: tuple[tuple[str, str], ...]
 
-    @property
-    def kept(self) -> Mapping[str, Any]:
-        """The fields that the tables count."""
-        return self.fields
-
 
 class _Refusal(Exception):
     """What ends the reading of a row."""
 
-    def __init__(self, key: str | None, reason: str, error: str) -> None:
-        super().__init__(error)
-        self.key, self.reason, self.error = key, reason, error
+    def __init__(self, key: str | None, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key, self.kind, self.reason = key, kind, reason
 
 
 def read_in_worker(job: bytes, records: list[Record | Unreadable]) -> list[Prepared | Rejected]:
@@ -99,38 +91,36 @@ class Reader:
 
     def row(self, record: Record | Unreadable) -> Prepared | Rejected:
         """The row of a record, or why it is left out."""
-        kept: dict[str, Any] = {}
+        if isinstance(record, Unreadable):
+            return Rejected(record.number, None, "unreadable row", record.reason, {})
+        metadata: dict[str, Any] = {}
         try:
-            if isinstance(record, Unreadable):
-                raise _Refusal(None, "unreadable row", record.error)
-            return self._read(record, kept)
+            return self._read(record, metadata)
         except _Refusal as refusal:
-            key, error = _without_place(refusal.error, record)
-            return Rejected(record.number, key or refusal.key, refusal.reason, error, kept)
+            return Rejected(record.number, refusal.key, refusal.kind, refusal.reason, metadata)
 
-    def _read(self, record: Record, kept: dict[str, Any]) -> Prepared:
-        """The row. `kept` fills with the kept fields as far as they can be read. Raises `_Refusal`."""
-        dataset, number = self._dataset, record.number
-        if dataset.adapt is not None:
-            with _refusing(None, "layout"):
-                record = Record(dict(dataset.adapt(record)), record.file, number)
-        for name, key in dataset.kept.items():
-            with _refusing(key, "kept field"):
-                kept[name] = _plain(record.get(key), record.at(key))
-        with _refusing(dataset.question, "question"):
-            question = question_field(record, dataset.question)
-        with _refusing(dataset.answer, "answer"):
-            answer = text_field(record, dataset.answer, numbers=True)
-        if dataset.answer_boxed:
-            with _refusing(dataset.answer, "answer without box"):
-                answer = boxed_truth(answer, record, dataset.answer)
+    def _read(self, record: Record, metadata: dict[str, Any]) -> Prepared:
+        """The row. `metadata` fills as far as it can be read. Raises `_Refusal`."""
+        dataset, keys, number = self._dataset, self._dataset.keys, record.number
+        if dataset.derived is not None:
+            with _refusing(None, "derived field"):
+                record = replace(record, fields={**record.fields, **dataset.derived(record)})
+        for name, key in keys.metadata.items():
+            with _refusing(key, "metadata"):
+                metadata[name] = _plain(record, key)
+        with _refusing(keys.question, "question"):
+            question = question_field(record, keys.question, keys.in_conversation)
+        with _refusing(keys.answer, "answer"):
+            answer = answer_field(record, keys.answer)
+        with _refusing(keys.answer, "answer without box" if keys.boxed else "answer without tag"):
+            answer = truth_in(answer, record, keys)
         if dataset.check is not None:
             with _refusing(None, "check"):
                 dataset.check(record)
         uid = self._uid(record)
-        self._filter(kept, record)
+        self._filter(metadata, record)
         images = self._images(record, question)
-        fields = {"problem": question, "answer": answer, "images": [image.path for image, _ in images], **kept}
+        fields = {"problem": question, "answer": answer, "images": [image.path for image, _ in images], **metadata}
         read = tuple((found.name, found.sha256) for _, found in images if found.name is not None)
         return Prepared(number, uid, fields, tuple(image for image, _ in images), read)
 
@@ -141,37 +131,34 @@ class Reader:
         with _refusing(key, "uid"):
             return text_field(record, key, numbers=True)
 
-    def _filter(self, kept: Mapping[str, Any], record: Record) -> None:
+    def _filter(self, metadata: Mapping[str, Any], record: Record) -> None:
         """Checks the pass rates, and leaves out what the filters name."""
-        fields = Record(dict(kept), record.file, record.number)
-        rules = self._dataset.pass_rates
-        for rule in rules:
-            with _refusing(self._dataset.kept[rule.key], "pass rate"):
+        dataset, fields = self._dataset, replace(record, fields=dict(metadata))
+        for rule in dataset.pass_rates:
+            with _refusing(rule.key, "pass rate"):
                 share(rule, fields)
-        if self._job.keep_pass_rate and not keeps(rules, fields):
-            rates = ", ".join(f"{rule.key} {kept[rule.key]}" for rule in rules)
-            raise _Refusal(rules[0].key, "filter: pass rate", f"{rates}: the documented rule leaves such rows out")
-        name = self._dataset.source
-        if self._job.sources and not any(word in str(kept[name]) for word in self._job.sources):
-            raise _Refusal(name, "filter: source", f"the source {kept[name]!r} holds none of {', '.join(self._job.sources)}")
+        if self._job.keep_pass_rate and not keeps(dataset.pass_rates, fields):
+            rates = ", ".join(f"{rule.key} {metadata[rule.key]}" for rule in dataset.pass_rates)
+            raise _Refusal(dataset.pass_rates[0].key, "filter: pass rate", f"{rates}: the documented rule leaves such rows out")
+        words, source = self._job.sources, metadata.get(dataset.source)
+        if words and not any(word in str(source) for word in words):
+            raise _Refusal(dataset.source, "filter: source", f"the source {source!r} holds none of {', '.join(words)}")
 
     def _images(self, record: Record, question: str) -> list[tuple[StoredImage, ImageBytes]]:
-        key = self._dataset.images
-        value = None
-        if key is not None:
-            with _refusing(key, "image"):
-                value = record.get(key)
-        items = [] if value is None else value if isinstance(value, list) else [value]
-        with _refusing(self._dataset.question, "markers"):
-            check_markers(question, len(items), record, self._dataset.question)
-        found = [self._found(item, key or "", record) for item in items]
+        keys, items = self._dataset.keys, []
+        if keys.images is not None:
+            with _refusing(keys.images, "image"):
+                items = image_items(record, keys.images)
+        with _refusing(keys.question, "markers"):
+            check_markers(question, len(items), record, keys.question)
+        found = [self._found(item, keys.images) for item in items]
         images = []
         for image in found:
-            with _refusing(key, "undecodable image"):
-                images.append((stored_form(image.data, image.name or record.at(key or ""), self._processor), image))
+            with _refusing(keys.images, "undecodable image"):
+                images.append((stored_form(image.data, image.name or keys.images, self._processor), image))
         return images
 
-    def _found(self, item: Any, key: str, record: Record) -> ImageBytes:
+    def _found(self, item: Any, key: str) -> ImageBytes:
         """The encoded image that an item of a row means."""
         if isinstance(item, dict):
             item = item.get("bytes") or item.get("path")
@@ -197,30 +184,23 @@ def share(rule: PassRate, fields: Record) -> float | None:
 
 
 @contextmanager
-def _refusing(key: str | None, reason: str) -> Iterator[None]:
+def _refusing(key: str | None, kind: str) -> Iterator[None]:
     """Errors of the block are this row's refusal."""
     try:
         yield
-    except (ValueError, OSError) as error:  # RowError and UnfitImage are ValueErrors
-        raise _Refusal(key, reason, str(error)) from error
+    except RowError as error:
+        raise _Refusal(error.key or key, kind, error.reason) from error
+    except (ValueError, OSError) as error:
+        raise _Refusal(key, kind, str(error)) from error
 
 
-def _without_place(error: str, record: Record | Unreadable) -> tuple[str | None, str]:
-    """The key that an error names, and the error without file, row and key, which stand beside it: rejects must not depend on
-    the folder in which the source lies."""
-    said = error.removeprefix(f"{record.file}, row {record.number}")
-    if said == error:
-        return None, error.replace(str(record.file.parent), "")
-    key = _KEY.match(said)
-    return (key[1], said[key.end() :]) if key else (None, said.removeprefix(": "))
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A kept field, as JSON holds it: NaN, which stands for nothing in tables of numbers, is null. Raises `RowError`."""
+def _plain(record: Record, key: str) -> Any:
+    """A field as JSON holds it: NaN, which stands for nothing in tables of numbers, is null. Raises `RowError`."""
+    value = record.get(key)
     if isinstance(value, float) and math.isnan(value):
         return None
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise RowError(f"{where}: a kept field must be what JSON can hold, found {type(value).__name__} ({error})") from error
+        raise record.error(key, f"metadata must be what JSON can hold, found {type(value).__name__} ({error})") from error
     return value

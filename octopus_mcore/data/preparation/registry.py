@@ -12,34 +12,17 @@ from dataclasses import replace
 
 from octopus_mcore.data.pass_rates import PassRate
 from octopus_mcore.data.preparation.dataset import Dataset, Fields
-from octopus_mcore.data.tables import Record, RowError
+from octopus_mcore.data.row_reader import LayoutName, RowKeys, row_keys
+from octopus_mcore.data.tables import Record
 
-_CONCLUSION = re.compile(r"<CONCLUSION>(.*?)</CONCLUSION>", re.DOTALL)
 _RECTANGLE = re.compile(r"\[\s*(\d+(?:\.\d+)?)" + r"\s*,\s*(\d+(?:\.\d+)?)" * 3 + r"\s*\]")
 
 
-def _conversation(record: Record) -> Fields:
-    """LLaVA-CoT: the first exchange of a conversation; the truth is the reply's conclusion, the source the image's folder."""
-    turns = record.get("conversations")
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns[:2]):
-        raise RowError(f"{record.at('conversations')}: expected a list of at least two turns, found {turns!r:.120}")
-    (asked, question), (replied, reply) = ((turn.get("from"), turn.get("value")) for turn in turns[:2])
-    if (asked, replied) != ("human", "gpt") or not isinstance(reply, str):
-        raise RowError(f"{record.at('conversations')}: expected a turn from human and one from gpt, found {turns!r:.120}")
-    conclusions = _CONCLUSION.findall(reply)
-    if not conclusions:
-        raise RowError(f"{record.at('conversations')}: the reply has no <CONCLUSION>…</CONCLUSION>, which is the truth")
-    image = record.get("image")
+def _of_conversation(record: Record) -> Fields:
+    """LLaVA-CoT: the source is the first folder of the image's path. `turns`: of more than two, the first two are read."""
+    image, turns = record.fields.get("image"), record.fields.get("conversations")
     source = image.partition("/")[0] if isinstance(image, str) else None
-    answer = conclusions[-1].strip()
-    return {
-        "id": record.get("id"),
-        "turns": len(turns),
-        "question": question,
-        "answer": answer,
-        "image": image,
-        "source": source,
-    }
+    return {"source": source, "turns": len(turns) if isinstance(turns, list) else None}
 
 
 def _ocean_rule(record: Record) -> None:
@@ -47,13 +30,18 @@ def _ocean_rule(record: Record) -> None:
     reward divides by zero and calls every answer wrong)."""
     rule, truth = record.get("extra_info.reward_func"), record.get("reward_model.ground_truth")
     if rule not in ("acc", "iou"):
-        raise RowError(f"{record.at('extra_info.reward_func')}: expected acc or iou, found {rule!r:.80}")
+        raise record.error("extra_info.reward_func", f"expected acc or iou, found {rule!r:.80}")
     if rule == "iou":
         found = _RECTANGLE.search(truth) if isinstance(truth, str) else None
         x1, y1, x2, y2 = map(float, found.groups()) if found else (0.0, 0.0, 0.0, 0.0)
         if x1 >= x2 or y1 >= y2:
-            where = record.at("reward_model.ground_truth")
-            raise RowError(f"{where}: expected a rectangle [x1, y1, x2, y2] with an area, found {truth!r:.80}")
+            reason = f"expected a rectangle [x1, y1, x2, y2] with an area, found {truth!r:.80}"
+            raise record.error("reward_model.ground_truth", reason)
+
+
+def _keys(layout: LayoutName, *names: str, **metadata: str) -> RowKeys:
+    """The keys of a layout, with further metadata: `names` are keys too."""
+    return row_keys(layout, {"metadata": {name: name for name in names} | metadata})
 
 
 VIRL39K = Dataset(
@@ -61,10 +49,7 @@ VIRL39K = Dataset(
     hub="TIGER-Lab/ViRL39K",
     splits={"rows": ("39Krelease.parquet", "*.parquet", "*.jsonl")},
     columns=("question", "answer", "image", "qid", "category", "source", "PassRate_32BTrained", "PassRate_7BBase"),
-    question="question",
-    images="image",
-    answer_boxed=True,
-    kept={name: name for name in ("qid", "category", "source", "PassRate_32BTrained", "PassRate_7BBase")},
+    keys=_keys("virl39k", "qid", "category", "source", "PassRate_32BTrained", "PassRate_7BBase"),
     uid="qid",
     category="category",
     source="source",
@@ -81,10 +66,8 @@ LLAVA_COT = Dataset(
     hub="Xkev/LLaVA-CoT-100k",
     splits={"rows": ("train.jsonl", "data/train-*.parquet", "train/data-*.arrow", "data-*.arrow")},
     columns=("id", "image", "conversations"),
-    question="question",
-    images="image",
-    adapt=_conversation,
-    kept={"id": "id", "source": "source", "turns": "turns"},
+    keys=_keys("llava_cot", "id", "source", "turns"),
+    derived=_of_conversation,
     category="turns",
     source="source",
     # Octopus' cold start (arXiv 2602.08503, released script `sft_in_dis_sampling.py`).
@@ -108,10 +91,8 @@ OCEAN_STAGE1 = Dataset(
     hub="minglingfeng/Ocean_R1_visual_data_stage1",
     splits={"rows": ("data/train-*.parquet", "train-*.parquet", "*stage1*.parquet", "train/data-*.arrow", "data-*.arrow")},
     columns=("data_source", "prompt", "images", "reward_model", "extra_info"),
-    question="prompt",
-    answer="reward_model.ground_truth",
+    keys=_keys("ocean_r1", "data_source", index="extra_info.index"),
     check=_ocean_rule,
-    kept={"reward_func": "extra_info.reward_func", "data_source": "data_source", "index": "extra_info.index"},
     category="reward_func",
     source="data_source",
 )

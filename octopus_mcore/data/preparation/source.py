@@ -17,10 +17,10 @@ from octopus_mcore.data.rows import RowSource
 def source_block(dataset: Dataset, file: Path) -> dict[str, Any]:
     """Target and options of the source that reads a prepared file."""
     options: dict[str, Any] = {"path": str(file)}
-    if dataset.images is None:
+    if dataset.keys.images is None:
         options["image_key"] = None
-    if dataset.kept:
-        options["metadata_keys"] = list(dataset.kept)
+    if dataset.keys.metadata:
+        options["metadata_keys"] = list(dataset.keys.metadata)
     return {"target": f"{RowSource.__module__}:{RowSource.__name__}", "options": options}
 
 

@@ -13,9 +13,9 @@ def report_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     """The tables of a report: rows, reasons, categories and sources, pass rates, files."""
     yield _splits(report)
     for split, counts in report["splits"].items():
-        if counts["rejected"]:
-            reasons = {reason: {"rows": count} for reason, count in counts["rejected"].items()}
-            yield _pairs(f"{split}: rows left out, see rejects.jsonl", "reason", reasons)
+        if counts["left out"]:
+            kinds = {kind: {"rows": count} for kind, count in counts["left out"].items()}
+            yield _pairs(f"{split}: rows left out, see rejects.jsonl", "kind", kinds)
         for title, values in counts.items():
             if title.startswith(("by ", "rate ")):
                 yield _pairs(f"{split}: {title}", title.partition(" ")[2], values)
@@ -25,7 +25,7 @@ def report_tables(report: Mapping[str, Any]) -> Iterator[Table]:
 def _splits(report: Mapping[str, Any]) -> Table:
     rows = {}
     for split, counts in report["splits"].items():
-        left_out = {"left out": sum(counts["rejected"].values())}
+        left_out = {"left out": sum(counts["left out"].values())}
         whole = {name: counts[name] for name in ("read", "kept")}
         rows[split] = whole | left_out | counts["images in a row"] | {"resized": counts["resized"]}
     return _pairs(f"{report['dataset']}: {report['distinct images']:,} distinct images", "split", rows)

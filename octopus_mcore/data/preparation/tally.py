@@ -36,10 +36,10 @@ class Tally:
             self._images["images of rows"] += len(row.images)
             self._images["resized"] += sum(image.resized for image in row.images)
         else:
-            self.rejected[row.reason] += 1
+            self.rejected[row.kind] += 1
         for name, counters in self._by_name.items():
-            _count(counters, str(row.kept[name]) if name in row.kept else "unknown", 1, kept)
-        self._add_rates(row.kept, kept)
+            _count(counters, str(row.fields[name]) if name in row.fields else "unknown", 1, kept)
+        self._add_rates(row.fields, kept)
 
     def _add_rates(self, fields: Mapping[str, Any], kept: bool) -> None:
         rules = self._dataset.pass_rates
@@ -56,7 +56,7 @@ class Tally:
         counts: dict[str, Any] = {
             "read": self.read,
             "kept": self.kept,
-            "rejected": dict(sorted(self.rejected.items())),
+            "left out": dict(sorted(self.rejected.items())),
             "images in a row": {name: self._images[name] for name in ("no image", "one", "several")},
             "images of rows": self._images["images of rows"],
             "resized": self._images["resized"],
