@@ -7,15 +7,13 @@ rows as minglingfeng's Ocean-R1 sets have them (github.com/VLM-RL/Ocean-R1).
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import replace
 
 from octopus_mcore.data.pass_rates import PassRate
 from octopus_mcore.data.preparation.dataset import Dataset, Fields
 from octopus_mcore.data.row_reader import LayoutName, RowKeys, row_keys
 from octopus_mcore.data.tables import Record
-
-_RECTANGLE = re.compile(r"\[\s*(\d+(?:\.\d+)?)" + r"\s*,\s*(\d+(?:\.\d+)?)" * 3 + r"\s*\]")
+from octopus_mcore.rewards.rectangles import first_rectangle
 
 
 def _of_conversation(record: Record) -> Fields:
@@ -31,12 +29,9 @@ def _ocean_rule(record: Record) -> None:
     rule, truth = record.get("extra_info.reward_func"), record.get("reward_model.ground_truth")
     if rule not in ("acc", "iou"):
         raise record.error("extra_info.reward_func", f"expected acc or iou, found {rule!r:.80}")
-    if rule == "iou":
-        found = _RECTANGLE.search(truth) if isinstance(truth, str) else None
-        x1, y1, x2, y2 = map(float, found.groups()) if found else (0.0, 0.0, 0.0, 0.0)
-        if x1 >= x2 or y1 >= y2:
-            reason = f"expected a rectangle [x1, y1, x2, y2] with an area, found {truth!r:.80}"
-            raise record.error("reward_model.ground_truth", reason)
+    if rule == "iou" and (not isinstance(truth, str) or first_rectangle(truth) is None):
+        reason = f"expected a rectangle [x1, y1, x2, y2] with an area, found {truth!r:.80}"
+        raise record.error("reward_model.ground_truth", reason)
 
 
 def _keys(layout: LayoutName, *names: str, **metadata: str) -> RowKeys:
