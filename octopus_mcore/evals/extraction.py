@@ -44,16 +44,23 @@ def final_answer(text: str, whole: bool = True) -> str | None:
     behind = behind_thought(text)
     if behind is None:
         return None
-    boxed = last_boxed(behind)
-    if boxed is not None:
-        return boxed.strip() or None
-    tagged = blocks(behind, "answer")
-    if tagged:
-        return tagged[-1].strip() or None
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked or None
     announced = announced_answer(behind)
     if announced is not None:
         return announced
     return (behind.strip() or None) if whole else None
+
+
+def marked_answer(text: str) -> str | None:
+    r"""The content of the last `\boxed{…}` behind the thought, or else of the last `<answer>…</answer>`, stripped and maybe
+    empty; None without either."""
+    behind = behind_thought(text) or ""
+    boxed, tagged = last_boxed(behind), blocks(behind, "answer")
+    if boxed is None and not tagged:
+        return None
+    return (tagged[-1] if boxed is None else boxed).strip()
 
 
 def announced_answer(text: str) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from octopus_mcore.evals.benchmark import Benchmark
 
 MODULES: Mapping[str, str] = {
+    "charxiv": "charxiv",
     "cvbench": "cvbench",
     "geometry3k": "geometry3k",
     "geoqa": "geoqa",
@@ -18,10 +19,12 @@ MODULES: Mapping[str, str] = {
     "mathvista": "mathvista",
     "mmmu": "mmmu",
     "mmstar": "mmstar",
+    "ocrbench": "ocrbench",
     "refcoco": "refcoco",
     "refcoco_resized": "refcoco",
     "refcoco_thousandths": "refcoco",
     "superclevr": "superclevr",
+    "wemath": "wemath",
 }
 """Name → module of `octopus_mcore.evals` that defines `BENCHMARKS`, a mapping from names to `Benchmark`."""
 
