@@ -11,6 +11,7 @@ from PIL import Image
 
 from octopus_mcore.data.frames import evenly, interleaved
 from octopus_mcore.data.images import open_image
+from octopus_mcore.data.processor import Processor
 from octopus_mcore.data.rows import RowSource
 from octopus_mcore.data.tables import RowError
 
@@ -88,6 +89,14 @@ def test_folders_and_lists_of_frames(clips):
     assert reds(found) == [0, 4, 7, 11, 1, 2, 0], "the numbers in the names order the frames, and the first and last are taken"
     assert reds(source(clips, {"videos": "clip"}).rows(0, 1, 0)[0]) == [0, 1, 2]
     assert source(clips, {"videos": None}).rows(0, 1, 0)[0].images == ()
+
+
+def test_frames_become_images_of_the_prompt(clips, digits_checkpoint):
+    row = {"problem": "<video> then <image>?", "images": ["clip/frame_1.png"], "videos": ["long"]}
+    processor = Processor.from_pretrained(digits_checkpoint)
+    (prompt,), too_long = processor.prompts(source(clips, row, max_frames=3).rows(0, 1, 0))
+    assert not too_long and [processor.images.raw(ref.key).getpixel((0, 0))[0] for ref in prompt.images] == [0, 6, 11, 1]
+    assert prompt.token_ids.count(processor.tokens.image_pad) == sum(ref.num_tokens for ref in prompt.images)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -119,6 +120,15 @@ def test_an_empty_list_replaces_an_older_one(folder):
     assert listed(folder) == [] and source.notes[0].endswith("0 of 1 rows cannot be used and are left out")
     assert stat.S_IMODE((folder / "rejects.jsonl").stat().st_mode) == 0o644
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_ranks_that_open_a_source_at_once_see_and_write_the_same(folder):
+    file = write(folder, [BAD["cut"][0], GOOD] * 40)
+    with ThreadPoolExecutor(4) as ranks:
+        sources = list(ranks.map(lambda _: RowSource(file, rejects=folder / "rejects.jsonl"), range(8)))
+    assert {len(source) for source in sources} == {40} and len({source.notes for source in sources}) == 1
+    assert len({tuple(row.uid for row in source.rows(0, 40, 1)) for source in sources}) == 1
+    assert [entry["row"] for entry in listed(folder)] == list(range(1, 80, 2))
 
 
 def test_responses_that_cannot_be_used(folder):
