@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from octopus_mcore.cli import coldstart, convert, data, evaluate
+from octopus_mcore.cli import benchmark_export, coldstart, convert, data, evaluate
 from octopus_mcore.cli.errors import bound_threads, clear_errors
 from octopus_mcore.launch.local import launcher_environment
 
@@ -26,6 +26,7 @@ app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.command()(coldstart.coldstart)
 app.command()(evaluate.evaluate)
+app.command()(benchmark_export.benchmark_export)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides with YAML values: parallel.tensor=2 rollout.n=8")]
 

@@ -119,3 +119,40 @@ def test_config_docs_are_written_and_checked(tmp_path: Path) -> None:
     assert call("config-docs", file, "--check").exit_code == 1
     assert call("config-docs", file).exit_code == 0 and "| `rollout.n` |" in file.read_text()
     assert call("config-docs", file, "--check").exit_code == 0
+
+
+def evaluation_config(path: Path, *overrides: str, config: Path | None = None, benchmarks=None, self_correction=None) -> Any:
+    from octopus_mcore.cli.evaluate import evaluation_config as made
+
+    return made(path, config, list(overrides), benchmarks or {}, self_correction)
+
+
+def test_a_benchmark_needs_no_configuration_file(digits_checkpoint: Path) -> None:
+    """What is not said is what Octopus' paper evaluates with."""
+    given = {"mathvista": Path("m.parquet"), "my.tests:BENCHMARK": Path("b")}
+    config = evaluation_config(digits_checkpoint, "eval.samples=4", "eval.sets.mathvista.size=7", benchmarks=given)
+    assert (config.eval.temperatures, config.eval.top_p, config.eval.max_new_tokens) == ([0.6], 0.95, 16384)
+    assert config.eval.samples == 4 and config.model.path == str(digits_checkpoint) and config.model.dtype == "float32"
+    assert config.eval.sets["mathvista"].path == "m.parquet" and config.eval.sets["mathvista"].size == 7
+    assert config.eval.sets["tests"].benchmark == "my.tests:BENCHMARK"
+
+
+def test_the_instruction_of_benchmarks_is_chosen_on_the_command_line(digits_checkpoint: Path) -> None:
+    from octopus_mcore.data.instructions import SELF_CORRECTION_SUFFIX, THINK_SUFFIX
+
+    for switch, suffix in ((True, SELF_CORRECTION_SUFFIX), (False, THINK_SUFFIX), (None, None)):
+        config = evaluation_config(digits_checkpoint, benchmarks={"mmstar": Path("m.tsv")}, self_correction=switch)
+        assert config.eval.sets["mmstar"].prompt_suffix == suffix
+    with pytest.raises(ValueError, match="about --benchmark"):
+        evaluation_config(digits_checkpoint, self_correction=True)
+
+
+def test_a_benchmark_joins_the_sets_of_a_configuration(tmp_path: Path, digits_checkpoint: Path) -> None:
+    config = evaluation_config(digits_checkpoint, config=write(tmp_path), benchmarks={"mmstar": Path("m.tsv")})
+    assert config.eval.sets["mmstar"].benchmark == "mmstar" and config.run.name == tree()["run"]["name"]
+    wrong = call("evaluate", digits_checkpoint, "--benchmark", "mmstar")
+    assert wrong.exit_code == 2 and "expected NAME=PATH" in wrong.stderr
+    absent = call("evaluate", digits_checkpoint, "--benchmark", "mmstar=nowhere.tsv")
+    assert absent.exit_code == 2 and "nowhere.tsv" in absent.stderr
+    regraded = call("evaluate", "--regrade", tmp_path / "nowhere")
+    assert regraded.exit_code == 2 and "config.yaml" in regraded.stderr
