@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from octopus_mcore.cli import app
 from octopus_mcore.config.coldstart import ColdStartConfig
 from octopus_mcore.config.schema import Config
 from octopus_mcore.data.processor import Processor
@@ -334,6 +336,27 @@ def test_the_section_is_needed(tmp_path: Path, digits_checkpoint: Path):
     config = cold_start_config(tmp_path, digits_checkpoint, "coldstart=null")
     with pytest.raises(ValueError, match="no section coldstart"):
         make_cold_start(config)
+
+
+def test_the_command_says_what_is_wrong_in_words(tmp_path: Path, digits_checkpoint: Path):
+    cold_start_config(tmp_path, digits_checkpoint, corrector=asking("http://127.0.0.1:9/v1"))
+
+    def called(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["coldstart", str(tmp_path / "cold.yaml"), *arguments])
+
+    planned = called("--dry-run")
+    assert planned.exit_code == 0 and "stronger at http://127.0.0.1:9/v1, 2 tries an input" in planned.stdout
+    assert f"output: {tmp_path / 'made'} (new)" in planned.stdout and not (tmp_path / "made").exists()
+    failed = called()
+    assert failed.exit_code == 1 and "nobody answers there" in failed.stderr and "what was done is kept" in failed.stderr
+    assert "goes on behind 24 inputs" in called("--dry-run").stdout
+    other = called("coldstart.mixed=3")
+    assert other.exit_code == 2 and "coldstart.mixed: 5 there, 3 now" in other.stderr
+    assert "which differs in coldstart.mixed" in called("--dry-run", "coldstart.mixed=3").stdout
+    nothing = called("--dry-run", "coldstart=null")
+    assert nothing.exit_code == 2 and "no section coldstart" in nothing.stdout
+    wrong = called("--dry-run", "coldstart.mixxed=3")
+    assert wrong.exit_code == 2 and "did you mean `coldstart.mixed`?" in wrong.stdout
 
 
 def test_our_wording_would_not_pass_our_own_filter():
