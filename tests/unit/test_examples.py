@@ -129,6 +129,23 @@ def test_octopus_cold_start(folders):
     assert following.model.path == f"{config.run.root}/{config.run.name}/export", "the stages begin with what it exports"
 
 
+def test_octopus_rows_are_made_with_the_papers_numbers_where_its_cold_start_reads_them(folders):
+    config = resolved("qwen3_vl_8b_octopus_cold_start", folders)
+    section = config.coldstart
+    sampling = section.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.6, 0.9, 20, 2048)
+    assert (section.n, section.all_right, section.mixed, section.first_weight) == (4, 4000, 6000, 1.0)
+    stronger = section.corrector.endpoint
+    assert (stronger.model, stronger.temperature, stronger.max_tokens) == ("Qwen/Qwen3-VL-30B-A3B-Instruct", 0.7, 4096)
+    assert section.instruction is None, "the instruction for a single attempt"
+    for name in ("qwen3_vl_8b_octopus_cold_start", "digits_cold_start"):
+        config = load_config(EXAMPLES / f"{name}.yaml")
+        assert config.phases["cold_start"].source.options == {"path": f"{config.coldstart.output}/sft.jsonl"}
+    assert list(config.phases) == ["cold_start", "stage1", "stage2"] and config.model.create is None
+    base = load_config(EXAMPLES / "digits_octopus.yaml", ["run.name=digits_base"])
+    assert config.model.path == f"{base.run.root}/{base.run.name}/export"
+
+
 def test_rethinker_has_the_hyperparameters_of_paper_and_script(folders):
     config = resolved("qwen2_5_vl_7b_rethinker", folders)
     assert list(config.phases) == ["stage1", "stage2"]
