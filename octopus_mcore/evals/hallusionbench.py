@@ -3,10 +3,10 @@ r"""HallusionBench: yes or no about pictures and their altered twins, in groups 
 Source: Guan et al. 2024 (arXiv 2310.14566), github.com/tianyi-lab/HallusionBench: `HallusionBench.json`, 1,129 rows of
 `category` (VD: cannot be answered without the picture; VS: the picture supplements what is known), `subcategory`,
 `visual_input` (0: no picture, 1: original, 2: altered), `set_id`, `figure_id`, `question_id`, `question`, `gt_answer` (0, 1)
-and `filename` (`./VD/illusion/0_0.png`, null without a picture), images beside the file or in its folder `hallusion_bench`. And
+and `filename` (`./VD/illusion/0_0.png`, null without a picture), images beside the file or in its folder `hallusion_bench` or
+`data`. The same rows with their images are lmms-lab/HallusionBench's `data/image-*.parquet` and `data/non_image-*.parquet`. And
 VLMEvalKit's `HallusionBench.tsv`: `index`, `question`, `answer` (Yes, No), `category`, `l2-category` (`VD_illusion`), `image`;
-of its `index` VLMEvalKit's program reads the last three of six parts as set, figure and question (the file itself was not
-seen).
+of its `index` VLMEvalKit's program reads the fourth to sixth part as set, figure and question (the file itself was not seen).
 
 Splits: `image` (the default) leaves out the 178 VS rows without a picture, as VLMEvalKit does: 951 rows, 346 figures, 455
 pairs. `all` has them, as the paper does; a pair then counts only if it is right without a picture too.
@@ -38,7 +38,8 @@ from octopus_mcore.evals.extraction import final_answer, yes_or_no
 from octopus_mcore.evals.files import ImageColumn, find_file, one_of, optional, read_items, read_records, text
 from octopus_mcore.evals.metrics import accuracy, all_right, mean, means_by_tag, scores_by
 
-_FOLDERS = ("", "hallusion_bench", "images")
+_FOLDERS = ("", "hallusion_bench", "data", "images")
+_SHARDS = ("data/image-*.parquet", "data/non_image-*.parquet")
 _RATES = ("aAcc", "fAcc", "qAcc")
 _UNCERTAIN = re.compile(
     r"\b(?:cannot|can't|can not|unable|not possible|impossible|unclear|uncertain|unknown|not sure|insufficient|not enough|"
@@ -70,16 +71,16 @@ _REPAIRS = (
 
 
 def read(path: Path, split: str) -> list[Item]:
-    """The questions of `HallusionBench.json` or `HallusionBench.tsv`, with the sizes of their groups.
+    """The questions of `HallusionBench.json`, of `HallusionBench.tsv` or of a folder of parquet files, with the sizes of their
+    groups.
 
     Raises:
         RowError: rows that cannot be used.
         ValueError: a question pair has no row of its first figure: the file is not whole.
     """
-    records = read_records(find_file(path, ("HallusionBench.json", "HallusionBench.tsv")))
-    official = "filename" in records[0].fields
-    images = ImageColumn(records, "filename" if official else "image", folders=_FOLDERS)
-    item = _official_item if official else _kit_item
+    records = [record for place in _places(Path(path)) for record in read_records(place)]
+    images = ImageColumn(records, "image" if "image" in records[0].fields else "filename", folders=_FOLDERS)
+    item = _kit_item if "l2-category" in records[0].fields else _official_item
     items = read_items(records, lambda record: item(record, images))
     _check_pairs(items, path)
     kept = [item for item in items if split == "all" or item.row.images]
@@ -87,6 +88,12 @@ def read(path: Path, split: str) -> list[Item]:
     return [
         replace(item, facts=dict(item.facts) | {f"{key}_size": sizes[key][item.facts[key]] for key in sizes}) for item in kept
     ]
+
+
+def _places(path: Path) -> list[str | Path]:
+    """The file, or the patterns of parquet files in a folder that has them."""
+    shards: list[str | Path] = [str(path / pattern) for pattern in _SHARDS if any(path.glob(pattern))] if path.is_dir() else []
+    return shards or [find_file(path, ("HallusionBench.json", "HallusionBench.tsv"))]
 
 
 def _official_item(record: Record, images: ImageColumn) -> Item:
@@ -101,14 +108,14 @@ def _official_item(record: Record, images: ImageColumn) -> Item:
 def _kit_item(record: Record, images: ImageColumn) -> Item:
     category = one_of(record, "category", ("VD", "VS"))
     parts = text(record, "index").split("_")
-    if len(parts) != 6:
+    if len(parts) < 6:
         raise RowError(
             f"{record.at('index')}: expected six parts, …_<set>_<figure>_<question>, found {text(record, 'index')!r}"
         )
     subcategory = text(record, "l2-category").removeprefix(f"{category}_")
     truth = one_of(record, "answer", ("Yes", "No")).lower()
     pictures = images.of(record) if optional(record, "image") else ()
-    return _Place(category, subcategory, *parts[3:]).item(text(record, "question"), truth, pictures, {})
+    return _Place(category, subcategory, *parts[3:6]).item(text(record, "question"), truth, pictures, {})
 
 
 class _Place:
@@ -184,7 +191,8 @@ BENCHMARKS = {
     "hallusionbench": Benchmark(
         name="hallusionbench",
         title="HallusionBench",
-        source="`HallusionBench.json` with its folder of images, or VLMEvalKit's `HallusionBench.tsv`; the file or its folder",
+        source="`HallusionBench.json` with its folder of images, or VLMEvalKit's `HallusionBench.tsv`, the file or its folder; "
+        "or the folder of lmms-lab/HallusionBench",
         splits=("image", "all"),
         read=read,
         grade=grade,

@@ -11,7 +11,7 @@ from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
 from octopus_mcore.evals.hallusionbench import grade, metrics, read
 from octopus_mcore.evals.registry import benchmark
-from tests.benchmark_files import png, png_base64, write_json, write_tsv
+from tests.benchmark_files import png, png_base64, write_json, write_parquet, write_tsv
 
 
 def _row(category="VD", kind="illusion", visual="1", place="0_0_0", truth="1", **changes) -> dict:
@@ -49,6 +49,7 @@ def _folder(root: Path, rows: list[dict]) -> Path:
             file = root / "hallusion_bench" / row["filename"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(int(row["figure_id"])))
+    root.mkdir(exist_ok=True)
     write_json(root / "HallusionBench.json", rows)
     return root
 
@@ -95,6 +96,22 @@ def test_reads_vlmevalkits_table(tmp_path):
     assert items[1].facts["figure"] == items[2].facts["figure"] == "VD_illusion_0_1"
     assert items[0].facts["pair"] == items[1].facts["pair"] == "VD_illusion_0_0" != items[2].facts["pair"]
     assert read(tmp_path, "all") == items  # VLMEvalKit's file has no rows without a picture
+
+
+def test_reads_the_parquet_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [row | {"image": {"bytes": png(int(row["figure_id"])), "path": None}} for row in ROWS if row["filename"]]
+    write_parquet(tmp_path / "data" / "image-00000-of-00001.parquet", rows)
+    pictured = read(tmp_path, "image")
+    assert pictured[1].row.images == (png(1),) and len(pictured) == 6
+    without = [row | {"image": None} for row in ROWS if not row["filename"]]
+    write_parquet(tmp_path / "data" / "non_image-00000-of-00001.parquet", without)
+    everything = read(tmp_path, "all")
+    assert read(tmp_path, "image") == pictured and len(everything) == 7
+    official = read(_folder(tmp_path / "official", ROWS), "all")
+    assert {item.row.uid: (item.truth, item.tags, item.facts) for item in everything} == {
+        item.row.uid: (item.truth, item.tags, item.facts) for item in official
+    }
 
 
 @pytest.mark.parametrize(
