@@ -123,3 +123,5 @@ def _show(report: dict) -> None:
     console = Console() if Console().is_terminal else Console(width=_WIDE)
     for table in report_tables(report):
         console.print(table)
+    if report["absent splits"]:
+        console.print(f"no files were found of: {', '.join(report['absent splits'])}", highlight=False)

@@ -234,6 +234,21 @@ def test_what_load_dataset_writes_is_found_too(tmp_path):
     assert prepare(DATASETS["ocean-r1-stage1"], str(tmp_path / "in"), tmp_path / "out")["splits"]["rows"]["kept"] == 7
 
 
+def test_what_save_to_disk_writes_is_read(tmp_path):
+    """Octopus' download script saves LLaVA-CoT as a `DatasetDict`; images come from the hub's archive."""
+    write_llava_cot(tmp_path / "in", parts=2)
+    (tmp_path / "in/train.jsonl").unlink()
+    rows = [row for row, fault in LLAVA_ROWS if fault is None]
+    (tmp_path / "in/train").mkdir()
+    for number, part in enumerate((rows[:3], rows[3:])):
+        table = pyarrow.Table.from_pylist(part)
+        with pyarrow.ipc.new_stream(tmp_path / f"in/train/data-0000{number}-of-00002.arrow", table.schema) as stream:
+            stream.write_table(table)
+    report = prepare(DATASETS["llava-cot-100k"], str(tmp_path / "in"), tmp_path / "out")
+    assert [row.answer for row in rows_of(tmp_path / "out")] == ["0", "1", "2", "4"]
+    assert [entry["file"] for entry in report["inputs"]] == [f"train/data-0000{n}-of-00002.arrow" for n in (0, 1)]
+
+
 def test_the_shares_of_oceans_second_stage(tmp_path):
     """Parts of the repository's mixture (visual_all_data_stage2.yaml), prepared one by one and taken as that file says."""
     takes = {"geoqa_8k": "random:3", "mmpr_v2": "random:10%", "counting_20k": "random:20%", "rec_16k": "all"}

@@ -21,7 +21,7 @@ from octopus_mcore.data.preparation.pictures import StoredImage
 from octopus_mcore.data.preparation.reading import Job, Prepared, Reader, Rejected, read_in_worker
 from octopus_mcore.data.preparation.source import source_text
 from octopus_mcore.data.preparation.tally import Tally
-from octopus_mcore.data.preparation.workers import in_order
+from octopus_mcore.data.preparation.workers import Workers
 
 _BATCH = 16
 """Rows that a worker reads at a time."""
@@ -81,8 +81,8 @@ def prepare(
         dict.fromkeys(parts for place in (root, inputs.folder) for parts in archive_files(place, dataset.archives))
     )
     job = Job(dataset, root, archives, options.keep_pass_rate, options.sources, options.resize_for, options.pixels)
-    with draft_of(out) as draft:
-        run = _Run(job, options, inputs, draft, watcher)
+    with draft_of(out) as draft, Workers(options.workers, read_in_worker.__module__) as workers:
+        run = _Run(job, options, inputs, draft, workers, watcher)
         run.read()
         return run.finish(source, out)
 
@@ -106,8 +106,10 @@ def _check_options(dataset: Dataset, options: Options) -> None:
 class _Run:
     """One preparation while it goes on: rows are read in workers; what becomes of them is decided here, in order."""
 
-    def __init__(self, job: Job, options: Options, inputs: Inputs, draft: Path, watcher: Watcher) -> None:
-        self._job, self._options, self._inputs, self._draft, self._watcher = job, options, inputs, draft, watcher
+    def __init__(self, job: Job, options: Options, inputs: Inputs, draft: Path, workers: Workers, watcher: Watcher) -> None:
+        self._job, self._options, self._inputs, self._draft = job, options, inputs, draft
+        self._workers, self._watcher = workers, watcher
+        self._function = Reader(job).rows if workers.count == 1 else partial(read_in_worker, pickle.dumps(job))
         self._total = sum(file.rows for files in inputs.splits.values() for file in files)
         self._done = 0
         self._stored: dict[str, tuple[str, str]] = {}
@@ -149,9 +151,7 @@ class _Run:
     def _rows_of(self, file: InputFile) -> Iterator[Prepared | Rejected]:
         records = file.records()
         batches = iter(lambda: list(islice(records, _BATCH)), [])
-        workers = self._options.workers
-        read = Reader(self._job).rows if workers == 1 else partial(read_in_worker, pickle.dumps(self._job))
-        for rows in in_order(read, batches, workers, read_in_worker.__module__):
+        for rows in self._workers.in_order(self._function, batches):
             yield from rows
 
     def _store(self, image: StoredImage) -> str:

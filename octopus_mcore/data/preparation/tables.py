@@ -28,7 +28,8 @@ def _splits(report: Mapping[str, Any]) -> Table:
         left_out = {"left out": sum(counts["left out"].values())}
         whole = {name: counts[name] for name in ("read", "kept")}
         rows[split] = whole | left_out | counts["images in a row"] | {"resized": counts["resized"]}
-    return _pairs(f"{report['dataset']}: {report['distinct images']:,} distinct images", "split", rows)
+    commit = f" (commit {report['commit']})" if report["commit"] else ""
+    return _pairs(f"{report['dataset']}{commit}: {report['distinct images']:,} distinct images", "split", rows)
 
 
 def _files(report: Mapping[str, Any]) -> Table:
