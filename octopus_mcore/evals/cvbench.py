@@ -5,7 +5,8 @@ Source: Tong et al. 2024 (Cambrian-1, arXiv 2406.16860), huggingface.co/datasets
 Relation, Depth, Distance), `image`, `question`, `choices`, `answer` ("(A)"), `prompt` (question and options) and `source`
 (ADE20K, COCO, Omni3D); the `.jsonl` files beside them name their images in `filename`. Columns by the dataset's card and the
 programs that read it. Ocean-R1's validation file `cvbench_test.parquet` has the same questions in verl's layout: no task and no
-source, but the four tasks' questions begin in four ways, by which its 2,638 rows fall into 788, 650, 600 and 600.
+source, but the four tasks' questions begin in four ways, by which its 2,638 rows fall into 788, 650, 600 and 600 (read as it is
+published, with other images).
 
 Prompt: the file's `prompt`, with Ocean-R1's suffix. It allowed 1,024 new tokens, and its program puts Qwen2-VL's chat template
 into every checkpoint (it looks for the checkpoint's own at `/chat_template.json`); here the checkpoint's own counts.

@@ -3,7 +3,8 @@ r"""GeoQA, as Ocean-R1 asks it: geometry without options.
 Source: Chen et al. 2021 (arXiv 2105.14517), translated in Geo170K (arXiv 2312.11370); R1-V and Ocean-R1 made a test set of
 direct answers of it. Read are `geoqa_test_prompts.jsonl` (754 questions: `image_path`, `question`, `ground_truth`) and
 Ocean-R1's validation file `geoqa_test.parquet` (740 of them, in verl's layout). Images are Geo170K's:
-`Geo170K/images/test/0.png` beside the file or its folder.
+`Geo170K/images/test/0.png` beside the file or its folder. Both files were read as they are published, with other images; the
+questions and truths that they share are equal.
 
 Prompt: the question with Ocean-R1's suffix. Answers were limited to 1,024 new tokens.
 

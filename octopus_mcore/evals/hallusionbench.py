@@ -8,8 +8,9 @@ and `filename` (`./VD/illusion/0_0.png`, null without a picture), images beside 
 VLMEvalKit's `HallusionBench.tsv`: `index`, `question`, `answer` (Yes, No), `category`, `l2-category` (`VD_illusion`), `image`;
 of its `index` VLMEvalKit's program reads the fourth to sixth part as set, figure and question (the file itself was not seen).
 
-Splits: `image` (the default) leaves out the 178 VS rows without a picture, as VLMEvalKit does: 951 rows, 346 figures, 455
-pairs. `all` has them, as the paper does; a pair then counts only if it is right without a picture too.
+Splits: `image` (the default) leaves out the 178 VS rows without a picture, as VLMEvalKit does: 951 rows, 346 figures, 455 pairs
+(counted in the published JSON file; its published results are shares of these numbers). `all` has them, as the paper does; a
+pair then counts only if it is right without a picture too.
 
 Prompt: the question, with VLMEvalKit's suffix.
 

@@ -5,8 +5,8 @@ Source: Yue et al. 2024 (arXiv 2311.16502), huggingface.co/datasets/MMMU/MMMU: a
 `<image 1>` where an image stands, `options` (a Python list as text), `image_1` to `image_7`, `answer` (a letter; a text, or a
 list of right ones as text), `question_type` (multiple-choice, open), `subfield`, `topic_difficulty`. Also copies with all
 subjects in `data/validation-*.parquet`, and VLMEvalKit's `MMMU_DEV_VAL.tsv` (`index`, `question`, `A`, …, `answer`, `category`,
-`split`, `image`, one or a list). The answers of the test split are not public. Columns by the dataset cards and the programs
-that read them.
+`split`, `image`, one or a list). The answers of the test split are not public. No such file was seen: columns are those of the
+dataset cards and of the programs that read them.
 
 Prompt: question and options with images where they are named (an image that is named nowhere stands in front), and for options
 VLMEvalKit's "Please select the correct answer from the options above.".

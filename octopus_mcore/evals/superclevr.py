@@ -3,7 +3,7 @@ r"""SuperCLEVR counting: how many things of a kind are in a rendered picture of 
 Source: Li et al. 2023 (arXiv 2212.00259). R1-V took 200 questions of its test set, Ocean-R1 5,000 over 2,442 images; read are
 their files, `superclevr_test200_counting_problems.jsonl` and `super_clevr_test_5k.jsonl`: `image_path`, `question` and
 `ground_truth`, a whole number (0 to 8, mostly below 3; 3 to 10 among the 200). Images stand beside the file or its folder, or
-in an `images` folder there.
+in an `images` folder there. Both files were read as they are published, with other images.
 
 Prompt: the question with Ocean-R1's suffix. It allowed 256 new tokens.
 
