@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from octopus_mcore.config.plugins import load_plugin
 from octopus_mcore.config.section import PluginConfig
-from octopus_mcore.data.order import EpochOrder
+from octopus_mcore.data.order import BlockOrder, EpochOrder, RowOrder, block_ends
 from octopus_mcore.data.rejects import Rejects
 from octopus_mcore.data.rows import PromptSource, Row, RowSource
+from octopus_mcore.data.tables import PIECE, Pieces
 from octopus_mcore.runtime.seeds import numpy_generator
 
 _AMOUNT = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
@@ -43,6 +44,12 @@ class _Part:
             return np.sort(drawn)
         return range(self.size - self.count, self.size) if self.how == "end" else range(self.count)
 
+    def block_ends(self) -> np.ndarray:
+        """The ends of the blocks of rows that are cheap to read together, as places in the source."""
+        if isinstance(self.source, RowSource):
+            return self.source.block_ends()
+        return block_ends(np.array([0, self.size]), PIECE)
+
     def rows(self, places: Sequence[int], epoch: int, seed: int) -> list[Row]:
         """Rows at these places in the source's given epoch."""
         indices = [epoch * self.size + int(place) for place in places]
@@ -59,9 +66,10 @@ class MixtureSource:
 
     counted in the source's own order. Parts keep their options and columns. What is drawn at random is keyed by the seed that
     the loop passes, or by `seed`, and by the part's number, and is the same in every epoch. An epoch is `len(mixture)` rows,
-    shuffled over all parts (with `shuffle=False` part behind part). A row's uid is its own behind its part's number. `rejects`
-    is that of `RowSource`, one file for all parts that have a `path` and no `rejects` of their own; what is left out is not
-    counted among a part's rows.
+    shuffled over all parts (with `shuffle=False` part behind part; with `blocks` in the order of `BlockOrder` over the blocks
+    of all parts, of which `window` are kept in memory). A row's uid is its own behind its part's number. `rejects` is that of
+    `RowSource`, one file for all parts that have a `path` and no `rejects` of their own; what is left out is not counted among
+    a part's rows.
 
     Raises:
         PluginError, FileNotFoundError, ValueError: a part cannot be opened; it has no length, or fewer rows than are taken of
@@ -71,12 +79,17 @@ class MixtureSource:
     def __init__(
         self,
         parts: Sequence[Mapping[str, Any]],
-        shuffle: bool = True,
+        shuffle: bool | Literal["blocks"] = True,
         seed: int | None = None,
         rejects: str | PathLike | None = None,
+        window: int = 4,
     ) -> None:
         if isinstance(parts, str | Mapping) or not parts:
             raise ValueError(f"parts: expected a list of at least one part, found {parts!r:.80}")
+        if shuffle not in (True, False, "blocks") or window < 1:
+            raise ValueError(
+                f"shuffle: expected true, false or 'blocks' with a window of at least 1, found {shuffle!r}, {window}"
+            )
         self.shuffle = shuffle
         self.seed = seed
         together = None if rejects is None else Rejects(rejects)
@@ -85,9 +98,14 @@ class MixtureSource:
         if together is not None:
             together.write()
         self._ends = np.cumsum([part.count for part in self._parts])
-        self._order = EpochOrder(int(self._ends[-1]), shuffle)
+        self._window = window
+        self._order = lru_cache(maxsize=2)(self._ordered)
         self._chosen = lru_cache(maxsize=2 * len(self._parts))(lambda seed, number: self._parts[number].chosen(seed, number))
         self.notes = tuple(self._notes())
+        if shuffle == "blocks":
+            pieces = Pieces(window)
+            for source in (part.source for part in self._parts if isinstance(part.source, RowSource)):
+                source.remember(pieces)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -97,7 +115,7 @@ class MixtureSource:
         seed = seed if self.seed is None else self.seed
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for position, index in enumerate(range(start, start + count)):
-            epoch, place = self._order.locate(index, seed)
+            epoch, place = self._order(seed).locate(index, seed)
             number = int(np.searchsorted(self._ends, place, side="right"))
             within = place - (int(self._ends[number - 1]) if number else 0)
             wanted.setdefault((number, epoch), []).append((position, int(self._chosen(seed, number)[within])))
@@ -118,6 +136,16 @@ class MixtureSource:
                 part.source.validate(None if unknown else self._chosen(self.seed or 0, number))
             elif hasattr(part.source, "validate"):
                 part.source.validate()
+
+    def _ordered(self, seed: int) -> RowOrder:
+        """The order of the rows that are taken with this seed."""
+        if self.shuffle != "blocks":
+            return EpochOrder(len(self), self.shuffle)
+        ends = []
+        for number, part in enumerate(self._parts):
+            taken = np.searchsorted(self._chosen(seed, number), part.block_ends())
+            ends.append(np.unique(taken[taken > 0]) + self._ends[number] - part.count)
+        return BlockOrder(np.concatenate(ends), self._window)
 
     def _notes(self) -> list[str]:
         lines = [note for part in self._parts for note in getattr(part.source, "notes", ())]

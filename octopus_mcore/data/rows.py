@@ -136,6 +136,16 @@ class RowSource:
             numbers = self._numbers if within is None else [int(self._numbers[place]) for place in within]
             self._examine(numbers, partial(self._check, image_check=check_header), self._columns())
 
+    def block_ends(self) -> np.ndarray:
+        """The ends of the blocks of rows that are cheap to read together, ascending, as places in the table's order, in which
+        rows that are left out do not count."""
+        ends = np.searchsorted(self._numbers, block_ends(self._table.boundaries(), PIECE))
+        return np.unique(ends[ends > 0])
+
+    def remember(self, pieces: Pieces) -> None:
+        """See `Table.remember`."""
+        self._table.remember(pieces)
+
     def check(self, record: Record) -> Row:
         """The row in a record, if everything that is read of it can be used. Raises `RowError`."""
         return self.reader.row(record, "validation")
@@ -155,9 +165,8 @@ class RowSource:
             if not isinstance(shuffle, bool):
                 raise ValueError(f"shuffle: expected true, false or 'blocks', found {shuffle!r}")
             return EpochOrder(len(self), shuffle)
-        ends = np.searchsorted(self._numbers, block_ends(self._table.boundaries(), PIECE))
-        order = BlockOrder(np.unique(ends[ends > 0]), window)
-        self._table.remember(Pieces(window))
+        order = BlockOrder(self.block_ends(), window)
+        self.remember(Pieces(window))
         return order
 
     def _check(self, record: Record, image_check: Callable[[Any, str], None]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octopus_mcore.data.mixture import MixtureSource
 from octopus_mcore.data.order import BlockOrder, block_ends
 from octopus_mcore.data.rows import RowSource
 from octopus_mcore.data.tables import Pieces
@@ -114,6 +115,46 @@ def test_rows_that_are_left_out_leave_the_blocks_whole(groups, tmp_path):
     assert sorted(answers) == [i for i in range(3500) if i % 3 == 1] and len(everything) == 3500
     window = {answer // 50 for answer in answers[: 16 * 4]}
     assert len(window) == 4
+
+
+@given(
+    takes=st.lists(st.sampled_from(["all", "first:60", "end:70", "random:25%"]), min_size=1, max_size=3),
+    cut=st.integers(0, 500),
+    seed=st.integers(0, 2),
+)
+@settings(deadline=None, max_examples=15)
+def test_blocks_of_a_mixture(groups, takes, cut, seed):
+    parts = [{"path": str(groups / "a.parquet"), "take": take, "image_key": None} for take in takes]
+    mixture, again = (MixtureSource(parts, shuffle="blocks", window=3) for _ in range(2))
+    rows = mixture.rows(0, 2 * len(mixture), seed)
+    assert again.rows(cut, 40, seed) == mixture.rows(cut, 40, seed)
+    plain = MixtureSource(parts, shuffle=False)
+    names = sorted(row.uid for row in plain.rows(0, len(plain), seed))
+    for epoch in (0, 1):
+        found = [row.uid for row in rows[epoch * len(mixture) : (epoch + 1) * len(mixture)]]
+        assert sorted(found) == [name.replace("@0", f"@{epoch}") for name in names]
+    first = {(row.uid.partition("/")[0], (int(row.answer)) // 50) for row in rows[:12]}
+    assert len(first) <= 3, "the rows of three blocks come first"
+
+
+def test_a_mixture_reads_each_row_group_once(groups, monkeypatch):
+    read, original = [], parquet.ParquetFile.iter_batches
+
+    def spy(self, *arguments, row_groups, **options):
+        read.append((self.metadata.num_rows, row_groups[0]))
+        return original(self, *arguments, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", spy)
+    parts = [{"path": str(groups / f"{name}.parquet"), "take": "all", "image_key": None} for name in "ab"]
+    mixture = MixtureSource(parts, shuffle="blocks")
+    answers = [int(row.answer) for start in range(0, 3500, 20) for row in mixture.rows(start, 20, 0)]
+    assert sorted(answers) == list(range(3500)) and 14 <= len(read) <= 20
+
+
+@pytest.mark.parametrize("options", [{"shuffle": "block"}, {"shuffle": "blocks", "window": 0}])
+def test_a_mixture_with_a_word_that_is_no_order(groups, options):
+    with pytest.raises(ValueError, match="shuffle: expected true, false or 'blocks' with a window of at least 1"):
+        MixtureSource([{"path": str(groups / "a.parquet"), "take": "all", "image_key": None}], **options)
 
 
 def test_a_word_that_is_no_order(groups):
