@@ -2,8 +2,9 @@ r"""Open answers of mathematics benchmarks: what a text says at its end, and whe
 
 Truths of these benchmarks are numbers, expressions and phrases, with labels and units in many spellings (`Volume $=33.51
 \mathrm{~cm}^{3}$`, `69{degrees}`, `315^\circT`). Published evaluations let a language model compare; these rules take labels
-and units away, allow a number to be more precise than the truth, and leave expressions to math-verify. Units are not converted:
-where both sides name one they must be the same, but for its power. May run long: it runs where it can be killed.
+and units away, allow a number to be more precise than the truth, and leave expressions to math-verify. Where both sides are
+numbers with units, the units must be the same or be converted (`rewards.quantities`: 0.5 m is 50 cm, 5 inches are not 5 cm).
+May run long: it runs where it can be killed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from octopus_mcore.evals.extraction import chosen_option, final_answer, numbers,
 from octopus_mcore.rewards.algebra import math_equal
 from octopus_mcore.rewards.boxed import last_boxed
 from octopus_mcore.rewards.choices import WRAPPER
+from octopus_mcore.rewards.quantities import quantity
 
 _LONGEST = 1000
 
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°|º|掳|\\degree|\bdegrees?\b|\{\s*degrees?\s*\}")
+_ROOT = re.compile(r"√\s*(?:\{+([^{}]+)\}+|\(([^()]+)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ]|~|\\\\")
 _FILLERS = re.compile(r"\b(?:and|is|on|the|function|are)\b|[:;]|(?<=[\])])[,.]")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.]*(?: +[A-Za-z.]+)+|[A-Z][a-z]{2,}|[a-z]{3,}|SA|S\.A\.")
@@ -30,16 +33,6 @@ _UNITS = (
     r"seconds?|years?|days?|dollars?|grams?|m|g|L|s|h)"
 )
 _UNIT = re.compile(rf"(?<=[\d\s}})πi])\s*\{{?\s*{_UNITS}\s*\}}?\s*(?:\^?\s*\{{?\s*[23²³]\s*\}}?|[²³])?\s*$")
-_ABBREVIATED = {
-    "meter": "m",
-    "centimeter": "cm",
-    "millimeter": "mm",
-    "kilometer": "km",
-    "liter": "l",
-    "inch": "in",
-    "inche": "in",
-}
-_ABBREVIATED |= {"unit": "", "hour": "h", "second": "s", "gram": "g", "feet": "ft", "foot": "ft"}
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _PROSE = re.compile(r"[^\W\d_]{3,}|[^\W\d_]{2,} +[^\W\d_]{2,}")
@@ -74,8 +67,8 @@ def equal(answer: str, truth: str) -> bool:
         return False
     if _phrase(answer) == _phrase(truth):
         return True
-    if len({unit for unit in (_unit(answer), _unit(truth)) if unit}) > 1:
-        return False
+    if (verdict := _converted(answer, truth)) is not None:
+        return verdict
     given, wanted = core(answer), core(truth)
     if _PROSE.search(_without_math(given)):
         formulas = _formulas(answer)
@@ -101,9 +94,16 @@ def chosen(answer: str, choices: Sequence[str]) -> str | None:
 
 def core(text: str) -> str:
     r"""An answer without dollars, boxes, degrees, percent signs, a label (`Volume =`, `h=` before or behind a number) and a
-    unit."""
+    unit; roots and pi in LaTeX."""
+    return _without_unit(_unlabelled(text))
+
+
+def _unlabelled(text: str) -> str:
+    """`core` with the unit."""
     boxed = last_boxed(text)
     text = WRAPPER.sub(r" \1 ", re.sub(r"\$|\\[()\[\]]", " ", text if boxed is None else boxed))
+    text = _ROOT.sub(lambda match: rf"\sqrt{{{next(group for group in match.groups() if group)}}}", text)
+    text = text.replace("π", r"\pi ").replace("−", "-")
     text = _DEGREES.sub(" ", _SPACING.sub(" ", text)).replace(r"\%", "").replace("%", "").strip().rstrip(".").strip()
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
     text = re.sub(r"(?<=\d)\s*T$", "", text)  # true bearings: 315° T
@@ -116,7 +116,7 @@ def core(text: str) -> str:
             text = rest.strip()
         elif re.fullmatch(r"\s*[A-Za-z]\s*", rest) and _is_number(label.strip()):
             text = label.strip()
-    return _without_unit(text)
+    return text
 
 
 def _result(text: str) -> str:
@@ -127,14 +127,16 @@ def _result(text: str) -> str:
     return result if known and re.search(r"\d|π|\\pi", result) else text
 
 
-def _unit(text: str) -> str:
-    """The unit at an answer's end without its power, in one spelling; '' for none, and for "units"."""
-    boxed = last_boxed(text)
-    plain = _SPACING.sub(" ", WRAPPER.sub(r" \1 ", (text if boxed is None else boxed).replace("$", " "))).strip().rstrip(".")
-    found = _UNIT.search(plain)
-    name = re.sub(r"[^a-z/]|square|cubic|sq|cu", "", found.group().casefold()) if found else ""
-    name = re.sub(r"(?<=\w\w\w)s$", "", name).replace("metre", "meter").replace("litre", "liter")
-    return _ABBREVIATED.get(name, name)
+def _converted(answer: str, truth: str) -> bool | None:
+    """Equality of numbers in different units; None where the units are the same, a side has none, or one is no number."""
+    if not _is_number(core(answer)) or not _is_number(core(truth)):
+        return None
+    given, wanted = (quantity(_unlabelled(text)) for text in (answer, truth))
+    names = {found.name for found in (given, wanted) if found is not None} - {"", "unit", "unit^2", "unit^3"}
+    if given is None or wanted is None or len(names) < 2:
+        return None
+    same = given.dimension and given.dimension == wanted.dimension
+    return bool(same) and bool(_numbers_equal(repr(given.value * given.factor / wanted.factor), core(truth)))
 
 
 def _is_equation(text: str) -> bool:

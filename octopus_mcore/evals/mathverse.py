@@ -29,7 +29,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from octopus_mcore.data.images import ImageSource
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals import files, mathematics
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from octopus_mcore.data.rows import Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals import files
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair

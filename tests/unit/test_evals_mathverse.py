@@ -79,7 +79,7 @@ def test_truths_become_letters(items):
 GRADES = [
     ("1", "<think>…</think>\\boxed{C}", 1),
     ("1", "<think>…\\boxed{C}", 0),
-    ("1", "\\boxed{\\sqrt{3}}", 0),  # √3 as a sign is not LaTeX: only the option's own text or a value that math-verify reads
+    ("1", "\\boxed{\\sqrt{3}}", 1),
     ("1", "\\boxed{√3}", 1),
     ("1", "\\boxed{2}", 0),
     ("1", "C:√3", 1),
