@@ -31,7 +31,7 @@ from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals import files
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import chosen_option, final_answer, numbers
-from octopus_mcore.evals.metrics import accuracy, means_by_tag, scores_by
+from octopus_mcore.evals.metrics import accuracy, mean, means_by_tag, scores_by
 from octopus_mcore.evals.values import value_of
 
 NAMES = ("testmini.json", "testmini*.parquet", "data/testmini*.parquet", "MathVista_MINI.tsv", "data/testmini.json")
@@ -150,7 +150,7 @@ def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
     found = {"accuracy": accuracy(items, scores)} | means_by_tag(items, scores, *TAGS)
     for skill in sorted({skill for item in items for skill in item.facts["skills"]}):
         with_skill = scores_by(items, scores, lambda item, skill=skill: skill if skill in item.facts["skills"] else None)
-        found[f"skills/{skill}"] = sum(with_skill[skill]) / len(with_skill[skill])
+        found[f"skills/{skill}"] = mean(with_skill[skill])
     return found
 
 
