@@ -125,15 +125,17 @@ def test_csv_files_that_are_no_tables(tmp_path, content, message):
 
 def test_rows_of_a_csv_file_that_cannot_be_used(tmp_path):
     file = tmp_path / "rows.csv"
-    file.write_bytes(b'a,b\n1,2\n\n3\n"4"5,6\n\xff,8\n"a ""quoted""\nend",10\n11,12\n')
+    file.write_bytes(b'a,b\n1,2\n\n3\n"4"5,6\n\xff,8\n"a ""quoted""\nend",10\n11,12\n13\r"14",15\n16,17\n"18"19,20')
     table = open_table(file)
-    assert len(table) == 6
+    assert len(table) == 9 and table.records([7])[0].fields == {"a": "16", "b": "17"}
     assert [record.number for record in table.records([0, 4, 5])] == [2, 7, 9]
     assert table.records([4])[0].fields == {"a": 'a "quoted"\nend', "b": "10"}
     for index, message in [
         (1, "rows.csv, row 4: expected 2 cells as in the header, found 1"),
         (2, "rows.csv, row 5: the cells cannot be told apart"),
         (3, "rows.csv, row 6: not UTF-8"),
+        (6, "rows.csv, row 10: the cells cannot be told apart: new-line character seen in unquoted field"),
+        (8, "rows.csv, row 12: the cells cannot be told apart"),
     ]:
         with pytest.raises(RowError, match=message):
             table.records([index])

@@ -169,8 +169,13 @@ class DelimitedTable(_IndexedText):
         """How many lines the record has that begins where the stream stands; leaves the stream behind it."""
         begin = stream.tell()
         reader = csv.reader(_latin(stream), delimiter=self._delimiter)
-        next(reader)
-        if not stream.peek(1):  # a quote that is never closed reaches to the end of the file
+        try:
+            next(reader)
+        except csv.Error:  # said when the row is asked for
+            stream.seek(begin)
+            stream.readline()
+            return 1
+        if reader.line_num > 1 and not stream.peek(1):  # a quote that is never closed swallows the rest of the file
             stream.seek(begin)
             self._read(stream, number)
         return reader.line_num
