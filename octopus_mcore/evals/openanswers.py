@@ -21,7 +21,7 @@ def open_answer_right(answer: str, truth: str) -> bool:
             same_quantity(answer, truth)
         )
     if len(truth) == 1:
-        return choice_equal(answer, truth)
+        return any(choice_equal(part, truth) for part in (answer, *said(answer)))
     return _words(answer) == _words(truth) or _holds(answer, truth) or same_quantity(answer, truth)
 
 

@@ -210,6 +210,7 @@ OPEN = [
     (("1/64",), "\\boxed{\\frac{1}{64}}", True),
     (("C",), "The answer is C.", True),
     (("C",), "<answer>(c)</answer>", True),
+    (("C",), "Therefore, it is C.", True),
     (("C",), "<answer>Carbon</answer>", False),
     (("embryonic",), "<answer>Embryonic.</answer>", True),
     (("embryonic",), "<answer>the embryonic stage</answer>", True),
