@@ -1,10 +1,10 @@
 r"""CharXiv (Wang et al., arXiv 2406.18521), reasoning questions: charts of scientific papers; `val` has 1000.
 
-Files: `reasoning_val.json` of github.com/princeton-nlp/CharXiv (`data/`) with the folder `images` beside it or beside `data`,
-and `image_metadata_val.json` beside it, if subjects are wanted; `val.parquet` of huggingface.co/datasets/princeton-nlp/CharXiv
-(`reasoning_q`, `reasoning_a`, `reasoning_a_type`; as others read it, not checked against that file); VLMEvalKit's
-`CharXiv_reasoning_val.tsv` (whole prompts as `question`, `inst_category`; from its code, not checked against that file). The
-answers of `test` are not published. Descriptive questions are not read.
+Source: `reasoning_val.json` of github.com/princeton-nlp/CharXiv (`data/`; checked on this file) with the folder `images` beside
+it or beside `data`, and `image_metadata_val.json` beside it, if subjects are wanted; `val.parquet` of
+huggingface.co/datasets/princeton-nlp/CharXiv (`reasoning_q`, `reasoning_a`, `reasoning_a_type`; as others read it, not checked
+against that file); VLMEvalKit's `CharXiv_reasoning_val.tsv` (whole prompts as `question`, `inst_category`; from its code, not
+checked against that file). The answers of `test` are not published. Descriptive questions are not read.
 
 Prompt: the question and the published instruction for its kind of answer.
 

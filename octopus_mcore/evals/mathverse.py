@@ -1,7 +1,7 @@
 r"""MathVerse (Zhang et al., arXiv 2403.14624): each of 788 problems in versions that move its content from the text into the
 picture.
 
-Files: `testmini.json` (3940 rows: 788 in five versions) and `testmini_text_only.json` (788) of
+Source: `testmini.json` (3940 rows: 788 in five versions) and `testmini_text_only.json` (788; checked on this file) of
 github.com/ZrrSkywalker/MathVerse beside its folder `images`; the parquet files of huggingface.co/datasets/AI4Math/MathVerse;
 VLMEvalKit's `MathVerse_MINI*.tsv` (the same columns, `metadata` as a Python literal; from its code, not checked against that
 file).

@@ -1,9 +1,9 @@
 r"""MATH-Vision (Wang et al., arXiv 2402.14804): problems of mathematics competitions with pictures; `test` has 3040, `testmini`
 304.
 
-Files: `test.jsonl` and `testmini.jsonl` of github.com/mathllm/MATH-V (`data/`) beside its folder `images`; the parquet files of
-huggingface.co/datasets/MathLLMs/MathVision (`decoded_image`); VLMEvalKit's `MathVision.tsv` and `MathVision_MINI.tsv` (columns
-`choices` and `category`, from its code; not checked against those files).
+Source: `test.jsonl` (checked on this file) and `testmini.jsonl` of github.com/mathllm/MATH-V (`data/`) beside its folder
+`images`; the parquet files of huggingface.co/datasets/MathLLMs/MathVision (`decoded_image`); VLMEvalKit's `MathVision.tsv` and
+`MathVision_MINI.tsv` (columns `choices` and `category`, from its code; not checked against those files).
 
 Prompt: question and options; `suffix` says what the published instruction says: think step by step, one box, a single letter
 for options. `<image1>` … in a question name parts of one picture, which stands in front; they stay as they are.

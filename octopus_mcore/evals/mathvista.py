@@ -1,9 +1,9 @@
 r"""MathVista (Lu et al., arXiv 2310.02255): mathematics in pictures of many kinds; `testmini` has 1000 questions.
 
-Files: `testmini.json` of github.com/lupantech/MathVista (an object by `pid`) beside its folder `images`; the parquet files of
-huggingface.co/datasets/AI4Math/MathVista (`decoded_image`); VLMEvalKit's `MathVista_MINI.tsv`, with the columns that its code
-reads and the whole query as `question` (from memory, not checked against that file). The answers of the split `test` are not
-published.
+Source: `testmini.json` of github.com/lupantech/MathVista (an object by `pid`; checked on this file, whose 1000 queries these
+are, but for blanks at their ends) beside its folder `images`; the parquet files of huggingface.co/datasets/AI4Math/MathVista
+(`decoded_image`); VLMEvalKit's `MathVista_MINI.tsv`, with the columns that its code reads and the whole query as `question`
+(from memory, not checked against that file). The answers of the split `test` are not published.
 
 Prompt: the published query: a hint by the kind of answer, the question with its unit, the options.
 

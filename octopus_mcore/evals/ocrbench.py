@@ -1,10 +1,12 @@
 r"""OCRBench (Liu et al., arXiv 2305.07895), version 1: 1000 questions on text in pictures, in ten categories.
 
-Files: `OCRBench.json` of github.com/Yuliang-Liu/MultimodalOCR (`OCRBench/OCRBench/`) beside the unpacked `OCRBench_Images`; the
-parquet files of huggingface.co/datasets/echo840/OCRBench; VLMEvalKit's `OCRBench.tsv` (`answer` a list as text, `category`;
-from its code, not checked against that file).
+Source: `OCRBench.json` of github.com/Yuliang-Liu/MultimodalOCR (`OCRBench/OCRBench/`; checked on this file) beside the unpacked
+`OCRBench_Images`; the parquet files of huggingface.co/datasets/echo840/OCRBench; VLMEvalKit's `OCRBench.tsv` (`answer` a list
+as text, `category`; from its code, not checked against that file).
 
 Prompt: the question alone.
+
+Extraction: what a box or an answer block holds, or else all that stands behind the thought.
 
 Metric: a question is right if the response holds one of its answers, in any case and with line breaks as spaces; formulas
 (Handwritten Mathematical Expression Recognition) without any white space and in their case. `score` is the published sum out

@@ -1,8 +1,8 @@
 r"""We-Math (Qiao et al., arXiv 2407.01284): problems of two or three steps, and each of their steps as a problem of its own;
 `testmini` has 1740 questions: 525 problems (360 of two steps, 165 of three) and their steps.
 
-Files: `testmini.json` of github.com/We-Math/We-Math (`data/`) beside the pictures that its `image_path` names;
-`knowledge_structure_nodes.json` beside it, if the fields of knowledge are wanted; VLMEvalKit's `WeMath.tsv` (options as
+Source: `testmini.json` of github.com/We-Math/We-Math (`data/`; checked on this file) beside the pictures that its `image_path`
+names; `knowledge_structure_nodes.json` beside it, if the fields of knowledge are wanted; VLMEvalKit's `WeMath.tsv` (options as
 columns; from its code, not checked against that file).
 
 Prompt: «Question: …», «Options:» and the options, as VLMEvalKit asks (without its `requirement`). The published prompt asks for
@@ -10,7 +10,7 @@ Prompt: «Question: …», «Options:» and the options, as VLMEvalKit asks (wit
 
 Extraction: the final answer, by letter or text. Published: the first letter behind the last word «Answer»; without one nothing.
 
-Metrics, shares of the 525 problems: insufficient knowledge (IK: a step wrong, the problem wrong), inadequate generalization
+Metric: shares of the 525 problems: insufficient knowledge (IK: a step wrong, the problem wrong), inadequate generalization
 (IG: all steps right, the problem wrong), complete mastery (CM) and rote memorization (RM). Strict CM needs all steps right,
 loose CM one; what else is right is RM. `score_loose` (the headline of Octopus' tables) and `score_strict` are CM + IG/2. RM is,
 as published, a share of the problems that are right. Then `accuracy`, by `steps`, and, with the structure, each field's mean
