@@ -34,6 +34,7 @@ from octopus_mcore.evals.ocean import SUFFIX, field, image_column, in_verl_layou
 
 TASKS = ("Count", "Relation", "Depth", "Distance")
 
+_SHARDS = "data/test-*.parquet"
 _BEGINNINGS = {
     "How many": "Count",
     "Considering the relative positions": "Relation",
@@ -74,13 +75,15 @@ def read(path: Path, split: str) -> list[Item]:
     return items
 
 
-def _files(path: Path) -> list[Path]:
-    """One file, or the two of 2D and 3D."""
+def _files(path: Path) -> list[str | Path]:
+    """One file, or the two of 2D and 3D, or the pattern of a split's shards."""
     for suffix in (".parquet", ".jsonl"):
         both = [path / f"test_{kind}{suffix}" for kind in ("2d", "3d")]
         if all(file.is_file() for file in both):
-            return both
-    return [find_file(path, ("test.parquet", "cvbench_test.parquet", "data/test-*.parquet"))]
+            return [*both]
+    if any(path.glob(_SHARDS)):
+        return [str(path / _SHARDS)]
+    return [find_file(path, ("test.parquet", "cvbench_test.parquet"))]
 
 
 def _item(record: Record, images: ImageColumn) -> Item:

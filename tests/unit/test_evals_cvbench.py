@@ -91,6 +91,13 @@ def test_reads_ocean_r1s_validation_file(tmp_path):
     ]
 
 
+def test_reads_the_shards_of_a_hub_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "test-00000-of-00002.parquet", [_verl_row(0, data=png())])
+    write_parquet(tmp_path / "data" / "test-00001-of-00002.parquet", [_verl_row(1, data=png(1))])
+    assert [item.row.images for item in read(tmp_path, "test")] == [(png(),), (png(1),)]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
