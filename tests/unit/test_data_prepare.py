@@ -283,6 +283,14 @@ def test_from_the_hub(tmp_path, monkeypatch):
     assert not (tmp_path / "out9").exists()
 
 
+def test_archives_come_from_the_hub_too(tmp_path, monkeypatch):
+    commit, repository = "d" * 40, tmp_path / "hub/datasets--TIGER-Lab--ViRL39K"
+    write_virl39k(repository / "snapshots" / commit, zipped=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    report = prepare(VIRL39K, f"hub:TIGER-Lab/ViRL39K@{commit}", tmp_path / "out")
+    assert (report["commit"], report["splits"]["rows"]["kept"]) == (commit, 6)
+
+
 MINE = Dataset(
     name="mine",
     hub="me/mine",

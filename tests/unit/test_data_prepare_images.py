@@ -103,7 +103,8 @@ def test_joined_parts_read_like_the_whole(tmp_path_factory, cuts, data):
     files = ImageFiles(folder, ("", "a"), [parts])
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         for name in archive.namelist():
-            assert files.read(name).data == archive.read(name) == files.read(name.removeprefix("a/")).data
+            for path in (name, f"./{name}", name.removeprefix("a/")):
+                assert files.read(path).data == archive.read(name)
     assert files.read("a/9.bin") is None
 
 

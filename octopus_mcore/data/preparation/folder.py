@@ -112,11 +112,20 @@ def _held(draft: Path, target: Path) -> Iterator[None]:
     draft.mkdir(exist_ok=True)
     handle = os.open(draft, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle, draft, target)
         for left in draft.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
-    except BlockingIOError as error:
-        raise ValueError(f"{target}: another run is preparing this folder") from error
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, draft: Path, target: Path) -> None:
+    """Locks the open folder. Raises ValueError where another run holds it, or has given it the target's name meanwhile."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.path.samestat(os.fstat(handle), draft.stat())
+    except (BlockingIOError, FileNotFoundError):
+        held = False
+    if not held:
+        raise ValueError(f"{target}: another run is preparing this folder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import posixpath
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class ImageFiles:
         Raises:
             OSError, ValueError: it cannot be read; the archive is damaged.
         """
-        names = [f"{folder}/{path}" if folder else path for folder in self._folders]
+        names = [posixpath.normpath(posixpath.join(folder, path)) for folder in self._folders]
         for name in names:
             file = self._root / name
             if _is_file(file):

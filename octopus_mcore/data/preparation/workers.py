@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +68,8 @@ class Workers:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone, however that ended."""
+    """Ends this worker when the process that started it is gone, however that ended; an interrupt is the other's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
