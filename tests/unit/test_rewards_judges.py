@@ -1,6 +1,8 @@
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octopus_mcore.rewards.judges import (
     JUDGES,
@@ -113,13 +115,78 @@ def test_number(answer, truth, equal):
 
 
 @pytest.mark.parametrize("kind", JUDGES)
-@pytest.mark.parametrize("filler", [" ", "A", "1", ",", "A,", r"\frac{", "1 ", "-", "{", "[1,", "= ", "A b "])
+@pytest.mark.parametrize(
+    "filler",
+    [
+        " ",
+        "A",
+        "1",
+        ",",
+        "A,",
+        r"\frac{",
+        "1 ",
+        "-",
+        "{",
+        "[1,",
+        "= ",
+        "A b ",
+        "1'",
+        r"\text{",
+        "$",
+        "€",
+        "°",
+        "1/",
+        "\\pm ",
+        "and ",
+    ],
+)
 def test_no_answer_takes_long_to_compare(kind, filler):
     """What is decided quickly runs in the trainer's process, without a time limit."""
     began = time.thread_time()
     for first in ("1", "A", ""):
         decide_quickly(kind, (first + filler * MAX_ANSWER_CHARACTERS)[: MAX_ANSWER_CHARACTERS - 1] + "1", "5")
     assert time.thread_time() - began < 3
+
+
+_SHARDS = [
+    "1",
+    "0",
+    ",",
+    ".",
+    "/",
+    " ",
+    "-",
+    "e",
+    "%",
+    "$",
+    "°",
+    "€",
+    "^",
+    "{",
+    "}",
+    "(",
+    "[",
+    ")",
+    "²",
+    "cm",
+    "A",
+    "=",
+    "٣",
+    "\x00",
+    "é",
+]
+_SHARDS += [r"\frac", r"\text{", r"\circ", r"\$", r"\times 10^", "10^", "and", "in", "square ", "99999999999999999999", "e999"]
+_TEXTS = st.lists(st.sampled_from(_SHARDS), max_size=14).map("".join)
+
+
+@settings(deadline=None, max_examples=400)
+@given(_TEXTS, _TEXTS)
+def test_what_is_decided_in_the_trainers_process_never_raises(answer, truth):
+    """No answer of a policy may end the trainer; and what is the truth is right."""
+    for kind in JUDGES:
+        assert decide_quickly(kind, answer, truth) in (True, False, None) or kind == "ocean_reference"
+        if kind in ("exact", "choice", "number") and truth.strip():
+            assert decide_quickly(kind, truth, truth), (kind, truth)
 
 
 def test_an_overlong_answer_is_wrong_for_every_judge():
