@@ -16,7 +16,7 @@ import numpy as np
 from octopus_mcore.config.coldstart import CorrectionSamplingConfig, SamplingConfig
 from octopus_mcore.data.processor import Processor, PromptTooLong
 from octopus_mcore.data.rows import Row
-from octopus_mcore.experience.spans import SpanFinder
+from octopus_mcore.experience.spans import THINK_CLOSE, THINK_OPEN, SpanFinder
 from octopus_mcore.experience.types import Group, Prompt, Rollout
 from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rollout.engine import RolloutEngine, SamplingParams
@@ -82,9 +82,7 @@ class AttemptSampler:
     def _sample(self, rollout: Rollout) -> Sample:
         text = self.finder.text(rollout.token_ids).strip()
         mean = round(float(np.mean(rollout.log_probs, dtype=np.float64)), 6)
-        return Sample(
-            text, len(rollout.token_ids), mean, verdict_of(rollout, text, self.processor.tokenizer.all_special_tokens)
-        )
+        return Sample(text, len(rollout.token_ids), mean, verdict_of(rollout, text, special_texts(self.processor)))
 
 
 def verdict_of(rollout: Rollout, text: str, special_tokens: Sequence[str]) -> str:
@@ -104,6 +102,13 @@ def verdict_of(rollout: Rollout, text: str, special_tokens: Sequence[str]) -> st
     if not judgement.attempts[0].formatted or not judgement.attempts[0].answer:
         return "malformed"
     return RIGHT if judgement.first_correct else WRONG
+
+
+def special_texts(processor: Processor) -> list[str]:
+    """The special tokens of the chat and of images as texts: a response that spells one would be tokenised into it. The think
+    tags belong into a response, special or not."""
+    added = processor.tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if token.special and token.content not in (THINK_OPEN, THINK_CLOSE)]
 
 
 def sampling_params(sampling: SamplingConfig | CorrectionSamplingConfig, processor: Processor) -> SamplingParams:

@@ -14,7 +14,7 @@ from octopus_mcore.experience.spans import SEPARATOR, SpanFinder
 from octopus_mcore.experience.types import AttemptGrade, SpanKind
 from octopus_mcore.rewards.format import THINK_CLOSE
 from octopus_mcore.rewards.judge import Attempt, Judge
-from octopus_mcore.training.coldstart.attempts import CORRECTION_TAGS
+from octopus_mcore.training.coldstart.attempts import CORRECTION_TAGS, special_texts
 from octopus_mcore.training.coldstart.correctors import Task
 
 ACCEPTED = "accepted"
@@ -68,7 +68,7 @@ class CorrectionFilter:
     def __init__(self, config: ColdStartConfig, processor: Processor, finder: SpanFinder, judge: Judge, budget: int) -> None:
         """`processor` renders prompts as training does; `budget` bounds a row's prompt and response together, in tokens."""
         self._config, self._processor, self._finder, self._judge, self._budget = config, processor, finder, judge, budget
-        self._special = processor.tokenizer.all_special_tokens
+        self._special = special_texts(processor)
         self._forbidden = [re.compile(pattern, re.IGNORECASE) for pattern in config.forbidden]
 
     def verdicts(self, tasks: Sequence[Task], replies: Sequence[ChatReply]) -> list[Verdict]:
