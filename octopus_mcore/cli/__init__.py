@@ -85,13 +85,15 @@ def config_docs(
     file: Annotated[Path | None, typer.Argument(help="File to write; docs/configuration.md by default.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether the files are up to date.")] = False,
 ) -> None:
-    """Writes the reference of all configuration keys, and beside it the page of all recipes, recipes.md."""
+    """Writes the reference of all configuration keys, and beside it the pages of all recipes and benchmarks."""
     with clear_errors():
         from octopus_mcore.config import docs, recipe_docs
         from octopus_mcore.config.pages import write_or_check
+        from octopus_mcore.evals import docs as benchmark_docs
 
         file = file or docs.DEFAULT_FILE
         pages = {file: docs.render(), file.with_name("recipes.md"): recipe_docs.render()}
+        pages[file.with_name(benchmark_docs.DEFAULT_FILE.name)] = benchmark_docs.render()
         answers = [write_or_check(page, text, check) for page, text in pages.items()]
         for _, message in answers:
             typer.echo(message)

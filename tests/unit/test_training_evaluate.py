@@ -29,7 +29,9 @@ from octopus_mcore.training.evaluate import (
     predictions,
 )
 from octopus_mcore.training.evaluate_checkpoint import checkpoint_folder, evaluate_checkpoint
+from octopus_mcore.training.evaluation_sets import open_sets, set_prompts
 from octopus_mcore.training.generate import generate_answer
+from tests import tiny_benchmark
 from tests.tiny_folders import forget_think_tokens
 
 
@@ -276,3 +278,26 @@ def test_a_model_without_think_tokens_is_evaluated_by_single_attempts(digits_che
     with pytest.raises(ValueError, match=r"needs corrections: eval\.forced_rounds=1\. Set"):
         evaluate_checkpoint(folder, forced, ["test"])
     assert isinstance(generate_answer(folder, [], "What?", max_new_tokens=3), str)
+
+
+def test_a_benchmark_is_evaluated_with_a_runs_own_engine(digits_checkpoint, judge, tmp_path):
+    """During training: the benchmark grades its set, `rewards` the others, and both agree with the script of the engine."""
+    chosen = {
+        "validation": {"source": source(), "size": 10},
+        "tiny": {"benchmark": tiny_benchmark.NAME, "path": str(tiny_benchmark.write(tmp_path, 10))},
+    }
+    config = make_config(digits_checkpoint, eval={"sets": chosen, "temperatures": [0.0], "forced_rounds": 1})
+    processor = Processor.configured(digits_checkpoint, config.data)
+    sets = open_sets(config)
+    prompts = {name: set_prompts(opened, processor, config.rewards) for name, opened in sets.items()}
+    by_set = {name: ScriptedEngine(processor, of_set) for name, of_set in prompts.items()}
+    metrics = {}
+    for name, engine in by_set.items():
+        metrics |= evaluate(config, engine, processor, judge, {name: prompts[name]}, sets)
+    for name in chosen:
+        assert metrics[f"{name}/T0/first_accuracy"] == pytest.approx(0.6)
+        assert metrics[f"{name}/T0/final_accuracy"] == pytest.approx(0.7)
+    assert metrics["tiny/T0/first/overall"] == pytest.approx(0.6) and metrics["tiny/T0/final/overall"] == pytest.approx(0.7)
+    assert metrics["tiny/T0/final/kind/even"] + metrics["tiny/T0/final/kind/odd"] == pytest.approx(1.4)
+    assert metrics["tiny/T0/round1_final/overall"] == pytest.approx(0.5)
+    assert not [key for key in metrics if key.startswith("validation/T0/final/")]
