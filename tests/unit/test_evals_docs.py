@@ -1,5 +1,6 @@
 """The page of benchmarks is that of the registry, and docs/evaluation.md names what there is."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -27,14 +28,11 @@ def test_it_has_every_benchmark_and_every_repair():
 
 
 def test_every_module_says_what_a_reader_needs():
-    """Where its files come from, how it asks, extracts and measures."""
-    import importlib
-
+    """Where its files come from, how it asks and measures; how it extracts stands in words of its own."""
     for module in set(MODULES.values()):
         text = importlib.import_module(f"octopus_mcore.evals.{module}").__doc__
-        for word in ("Prompt:", "Extraction:", "Metric:"):
-            assert word in text.replace("Metrics:", "Metric:"), (module, word)
-        assert "Source:" in text or "Files:" in text, module
+        for word in ("(Source|Files):", "Prompt:", "Metrics?:"):
+            assert re.search(rf"^{word}", text, re.MULTILINE), (module, word)
 
 
 def test_keys_and_commits_of_the_page_exist():

@@ -297,7 +297,8 @@ def test_a_benchmark_is_evaluated_with_a_runs_own_engine(digits_checkpoint, judg
     for name in chosen:
         assert metrics[f"{name}/T0/first_accuracy"] == pytest.approx(0.6)
         assert metrics[f"{name}/T0/final_accuracy"] == pytest.approx(0.7)
-    assert metrics["tiny/T0/first/overall"] == pytest.approx(0.6) and metrics["tiny/T0/final/overall"] == pytest.approx(0.7)
-    assert metrics["tiny/T0/final/kind/even"] + metrics["tiny/T0/final/kind/odd"] == pytest.approx(1.4)
-    assert metrics["tiny/T0/round1_final/overall"] == pytest.approx(0.5)
+    # 999 for the truth 19 is worth half a point to this benchmark: the last question, which is never answered rightly.
+    assert metrics["tiny/T0/first/overall"] == pytest.approx(0.65) and metrics["tiny/T0/final/overall"] == pytest.approx(0.75)
+    assert metrics["tiny/T0/final/kind/even"] + metrics["tiny/T0/final/kind/odd"] == pytest.approx(1.5)
+    assert metrics["tiny/T0/round1_final/overall"] == pytest.approx(0.55)
     assert not [key for key in metrics if key.startswith("validation/T0/final/")]
