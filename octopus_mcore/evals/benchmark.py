@@ -70,7 +70,7 @@ class Benchmark:
     numbers, the published headline first, then by category as `<category>/<value>`; shares in [0, 1] unless its docstring says
     otherwise. `scores` holds one number in [0, 1] an item: of one sample, or a mean of several. `suffix` is the instruction of
     the published evaluation, used where a set names no other. `source` says where the files come from and which are read.
-    `repairs` are the published evaluation's faults that this one does not have.
+    `repairs` are the published evaluation's faults that this one does not have. `points` names the metrics that are no shares.
     """
 
     name: str
@@ -82,3 +82,4 @@ class Benchmark:
     metrics: Callable[[Sequence[Item], Sequence[float]], dict[str, float]]
     suffix: str | None = None
     repairs: tuple[Repair, ...] = ()
+    points: tuple[str, ...] = ()

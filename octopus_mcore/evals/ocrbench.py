@@ -126,6 +126,7 @@ BENCHMARKS = {
         read=read,
         grade=grade,
         metrics=metrics,
+        points=("score",),
         repairs=(
             Repair(
                 "OCRBench and VLMEvalKit search the whole output for the answer",

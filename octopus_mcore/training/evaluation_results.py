@@ -50,7 +50,8 @@ def _set(evaluation: Evaluation, opened: EvaluationSet) -> dict[str, Any]:
         name, temperature, metric = key.split("/", 2)
         if name == opened.name:
             by_temperature.setdefault(temperature, {})[metric] = value
-    about = {} if opened.benchmark is None else {"benchmark": opened.benchmark.name, "title": opened.benchmark.title}
+    own = opened.benchmark
+    about = {} if own is None else {"benchmark": own.name, "title": own.title, "points": list(own.points)}
     return about | {
         "split": opened.split,
         "path": opened.config.path,
@@ -139,8 +140,10 @@ def _sections(of_set: Mapping[str, Any]) -> Iterable[_Section]:
     if own:
         shown = [(f"{title} {which}", which, values) for title, values in columns for which in ("first", "final")]
         shown = [column for column in shown if f"{column[1]}/{own[0]}" in column[2]]
-        rows = [(name, *(_percent(values.get(f"{which}/{name}")) for _, which, values in shown)) for name in own]
-        yield _Section("the benchmark's own metrics, in %", ("metric", *(title for title, _, _ in shown)), rows)
+        scale = {name: 1 if name in of_set["points"] else 100 for name in own}
+        rows = [(name, *(_percent(values.get(f"{which}/{name}"), scale[name]) for _, which, values in shown)) for name in own]
+        points = f" ({', '.join(of_set['points'])}: points)" if of_set["points"] else ""
+        yield _Section(f"the benchmark's own metrics, in %{points}", ("metric", *(title for title, _, _ in shown)), rows)
     if repeated := [name for name in names if "@" in name and "/" not in name]:
         shown = [column for column in columns if any(name in column[1] for name in repeated)]
         rows = [(name, *(_percent(values.get(name)) for _, values in shown)) for name in repeated]
@@ -170,5 +173,5 @@ def _columns(temperatures: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str
             yield f"{temperature} round {number}", values
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+def _percent(share: float | None, scale: float = 100) -> str:
+    return "–" if share is None else f"{scale * share:.1f}"

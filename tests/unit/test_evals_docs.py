@@ -31,7 +31,7 @@ def test_every_module_says_what_a_reader_needs():
     """Where its files come from, how it asks and measures; how it extracts stands in words of its own."""
     for module in set(MODULES.values()):
         text = importlib.import_module(f"octopus_mcore.evals.{module}").__doc__
-        for word in ("(Source|Files):", "Prompt:", "Metrics?:"):
+        for word in ("(Source|Files):", "Prompt:", "Metrics?"):
             assert re.search(rf"^{word}", text, re.MULTILINE), (module, word)
 
 

@@ -2,6 +2,7 @@
 random weights, so what it says is noise; what is asserted is how it is asked, counted and kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,15 @@ def test_sets_that_cannot_be_used_are_named(digits_checkpoint, file, chosen, mes
     config = make_config(digits_checkpoint, file, chosen=chosen)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_checkpoint(digits_checkpoint, config)
+
+
+def test_points_of_a_benchmark_are_no_shares(digits_checkpoint, file, monkeypatch):
+    own = replace(tiny_benchmark.BENCHMARK, metrics=lambda items, scores: {"score": 250.0, "share": 0.25}, points=("score",))
+    monkeypatch.setattr(tiny_benchmark, "BENCHMARK", own)
+    made = evaluate_checkpoint(digits_checkpoint, make_config(digits_checkpoint, file, {"samples": 1}))
+    page = markdown(results(made, "m"), made.metrics)
+    assert "in % (score: points)" in page
+    assert "| score | 250.0 | 250.0 |" in page and "| share | 25.0 | 25.0 |" in page
 
 
 def test_a_section_that_contradicts_itself_is_refused(digits_checkpoint, file):
