@@ -227,6 +227,15 @@ def test_ocean(tmp_path, name, split):
     }
 
 
+def test_a_series_with_a_gap_is_an_error(tmp_path):
+    write_geometry3k(tmp_path / "in")
+    data = tmp_path / "in/data"
+    (data / "train-00000-of-00001.parquet").rename(data / "train-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match="1 of the 2 files of 'train' are missing, first number 00000"):
+        prepare(DATASETS["geometry3k"], str(tmp_path / "in"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_load_dataset_writes_is_found_too(tmp_path):
     """Ocean-R1's `download_data.py` makes one parquet file; LLaVA-CoT's images may lie below `image/`."""
     write_ocean(tmp_path / "in")

@@ -10,6 +10,7 @@ from pathlib import Path
 from octopus_mcore.data.preparation.dataset import Dataset
 from octopus_mcore.data.tables import Record, RowError, Table, open_table
 from octopus_mcore.data.tables.hub import PREFIX, HubReference, fetch
+from octopus_mcore.data.tables.shards import check_complete
 
 _CHUNK = 128
 """Records that are in memory at a time; a parquet file's row group is in memory as a whole anyway."""
@@ -128,8 +129,10 @@ def _fetched(dataset: Dataset, source: str) -> Path:
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """The files of the first pattern that matches any."""
-    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+    """The files of the first pattern that matches any. Raises ValueError where one of a numbered series is missing."""
+    found = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+    check_complete(found, str(folder))
+    return found
 
 
 def _input_file(dataset: Dataset, folder: Path, path: Path, watcher: Watcher) -> InputFile:
