@@ -360,6 +360,27 @@ def test_what_is_accepted(judge, second, changes, expected):
     )
 
 
+def own_judge(target: str, **section) -> Judge:
+    section = {"target": f"tests.own_judges:{target}", "in_process": True, **section}
+    return Judge(RewardConfig(judge="custom", custom=section, shaping="accuracy", workers=0))
+
+
+def test_what_could_not_be_judged_does_not_take_the_place_of_what_was():
+    """Whatever `keep` says: it would be left out of training. And what could not be judged is not opened."""
+    everything, unjudged = EVERY.model_copy(update={"keep": "all"}), r"so \boxed{none}"
+    with own_judge("same") as judge:
+        (group,), _ = rethought(judge, [WRONG], unjudged, everything)
+        assert outcome(group.rollouts[0]) == "unjudged" and group.rollouts[0].judgement.valid
+        (group,), engine = rethought(judge, [unjudged], WRONG, everything)
+    assert outcome(group.rollouts[0]) is None and not group.rollouts[0].judgement.valid
+
+
+def test_the_judge_is_told_the_question_of_first_and_second_attempts():
+    with own_judge("by_question", batched=True) as judge:
+        (group,), _ = rethought(judge, [r"so \boxed{7}"], r"so \boxed{0}", EVERY)
+    assert group.rollouts[0].judgement.first_correct is False and group.rollouts[0].judgement.final_correct
+
+
 def test_a_rethinking_must_answer_itself(judge):
     """The released program reads the whole response: behind a right box, anything that is long enough counts as right."""
     lazy, cut = "yes, that is it", EVERY.model_copy(update={"cut_probability": 1.0})
