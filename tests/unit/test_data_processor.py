@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from octopus_mcore.config.schema import DataConfig
+from octopus_mcore.config.section import PluginConfig
+from octopus_mcore.data import images as data_images
 from octopus_mcore.data.images import UnknownImage, load_image_processor
 from octopus_mcore.data.processor import PlaceholderMismatch, Processor, PromptTooLong
 from octopus_mcore.data.rows import Row
@@ -63,6 +67,17 @@ def test_ids_and_pixels_equal_the_hf_processor(digits_checkpoint, processor, que
         ours = np.concatenate([processor.images[ref.key].pixel_values for ref in prompt.images])
         np.testing.assert_array_equal(ours, expected["pixel_values"])
         assert [list(ref.grid_thw) for ref in prompt.images] == expected["image_grid_thw"].tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_configured_workers_work_on_images(digits_checkpoint, monkeypatch, workers):
+    asked = []
+    monkeypatch.setattr(data_images, "ThreadPoolExecutor", lambda count: asked.append(count) or ThreadPoolExecutor(count))
+    data = DataConfig(train=PluginConfig(target="any:Source"), workers=workers)
+    rows = [Row(f"{i}", "What?", "1", (Image.new("RGB", (16, 16), (i, 0, 0)),)) for i in range(5)]
+    prompts, _ = Processor.configured(digits_checkpoint, data).prompts(rows)
+    alone = [Processor.from_pretrained(digits_checkpoint).prompt(r.uid, r.question, r.answer, r.images) for r in rows]
+    assert prompts == alone and set(asked) == ({workers} if workers > 1 else set())
 
 
 def test_references_point_at_their_placeholders(processor):
