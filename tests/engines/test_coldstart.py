@@ -73,7 +73,9 @@ def test_one_server_elsewhere_samples_and_corrects(engine_python: str, single_at
         # In the digits tokenizer the think tags are special tokens, which SGLang would leave out of a chat's text.
         endpoint["extra_body"] = {"skip_special_tokens": False}
         corrector = {"kind": "endpoint", "tries": 4, "prompt": "{question}", "endpoint": endpoint}
-        rows, report = made(tmp_path, single_attempts, {"urls": [url]}, corrector=corrector)
+        # By shared memory, torch's manager of it would live as long as the server, and hold the command's output open.
+        sglang = {"urls": [url], "transport": "disk"}
+        rows, report = made(tmp_path, single_attempts, sglang, corrector=corrector)
     check_rows(rows)
     assert {row["provenance"]["corrector"] for row in rows} == {"endpoint:digits"}
     assert report["corrections"]["dropped"]["wrong"] > 0, "the model does not see the truth in this prompt"

@@ -20,7 +20,7 @@ from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.rollout.engine import Attendant, EngineError, Generation, GenerationRequest, Phase, ServerFault
 from octopus_mcore.training.coldstart import engines
 from octopus_mcore.training.coldstart.engines import FolderEngine
-from octopus_mcore.training.coldstart.folder import FolderInUse, OutputFolder
+from octopus_mcore.training.coldstart.folder import FolderInUse, OutputFolder, made_with
 from octopus_mcore.training.coldstart.pictures import keep_only, portable, store
 from octopus_mcore.training.coldstart.pipeline import make_cold_start
 from octopus_mcore.training.coldstart.progress import ColdStartProgress
@@ -134,6 +134,17 @@ def test_texts_that_are_put_into_the_prompt_stay_as_they_are():
     assert asked.startswith("Is <image> {truth}?\n") and asked.count("<image>") == 1
     assert r"<think>{first} (image)</think> \boxed{1}" in asked and "The right answer: {question}\n" in asked
     assert r"\boxed{}" in CORRECTION_PROMPT and correction_request("{truth}{question}", "q", "f", "t") == "tq"
+
+
+def test_where_services_are_decides_no_rows(tmp_path: Path, digits_checkpoint: Path):
+    def settings(*overrides: str) -> str:
+        judge = ("rewards.judge=llm", "rewards.llm={url: 'http://a:1', model: m}")
+        return json.dumps(made_with(cold_start_config(tmp_path, digits_checkpoint, *judge, *overrides)))
+
+    same = ("rewards.llm.url=http://b:2", "rewards.llm.retries=1", "rewards.workers=3", "rollout.max_batch_size=8")
+    assert settings(*same) == settings()
+    for other in ("rewards.llm.model=n", "rewards.style=answer_tags", "data.max_prompt_tokens=9", "model.path=x"):
+        assert settings(other) != settings()
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path):

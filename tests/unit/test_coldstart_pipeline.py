@@ -191,7 +191,7 @@ def test_an_endpoint_that_is_gone_is_an_error_and_loses_nothing(tmp_path: Path, 
     alive = threading.Event()
 
     def dying(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if not alive.is_set() and len(answered) >= 11:
+        if not alive.is_set() and len(answered) >= 10:
             return 503, {"error": "away"}
         status, reply = corrected(body)
         if status == 200 and "seed" in body:
@@ -204,7 +204,7 @@ def test_an_endpoint_that_is_gone_is_an_error_and_loses_nothing(tmp_path: Path, 
         with pytest.raises(EndpointError, match="the last . requests were not answered, nor was a plain question: .*503"):
             make_cold_start(config)
         kept = lines(tmp_path / "made" / "corrections.jsonl")
-        assert len(kept) >= 11
+        assert len(kept) >= 10 and len(kept) % 4, "it died inside a batch"
         alive.set()
         resumed = make_cold_start(config)
         assert len(set(answered)) == len(answered), "what was answered is not asked again"

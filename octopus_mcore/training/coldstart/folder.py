@@ -134,7 +134,9 @@ def made_with(config: Config) -> dict[str, Any]:
         "data": config.data.model_dump(mode="json", exclude={"train"}),
         "batch": {"max_tokens_per_micro_batch": config.batch.max_tokens_per_micro_batch, "multiple": config.token_multiple},
         "rollout": {"engine": config.rollout.engine},
-        "rewards": config.rewards.model_dump(mode="json", exclude={"workers", "timeout_seconds"}),
+        "rewards": config.rewards.model_dump(
+            mode="json", exclude={"workers": True, "timeout_seconds": True, "llm": _TRANSPORT, "http": _TRANSPORT}
+        ),
         "coldstart": section,
     }
 
