@@ -141,7 +141,7 @@ def test_where_services_are_decides_no_rows(tmp_path: Path, digits_checkpoint: P
         judge = ("rewards.judge=llm", "rewards.llm={url: 'http://a:1', model: m}")
         return json.dumps(made_with(cold_start_config(tmp_path, digits_checkpoint, *judge, *overrides)))
 
-    same = ("rewards.llm.url=http://b:2", "rewards.llm.retries=1", "rewards.workers=3", "rollout.max_batch_size=8")
+    same = ("rewards.llm.url=http://b:2", "rewards.llm.retries=1", "rewards.workers=3", "data.workers=2")
     assert settings(*same) == settings()
     for other in ("rewards.llm.model=n", "rewards.style=answer_tags", "data.max_prompt_tokens=9", "model.path=x"):
         assert settings(other) != settings()

@@ -131,7 +131,7 @@ def made_with(config: Config) -> dict[str, Any]:
     return {
         "run": {"seed": config.run.seed},
         "model": {"path": config.model.path, "dtype": config.model.dtype},
-        "data": config.data.model_dump(mode="json", exclude={"train"}),
+        "data": config.data.model_dump(mode="json", exclude={"train", "workers"}),
         "batch": {"max_tokens_per_micro_batch": config.batch.max_tokens_per_micro_batch, "multiple": config.token_multiple},
         "rollout": {"engine": config.rollout.engine},
         "rewards": config.rewards.model_dump(

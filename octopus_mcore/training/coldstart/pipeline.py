@@ -209,7 +209,8 @@ def _corrector(config: Config, room: EngineRoom, stack: ExitStack) -> Corrector:
     if corrector.kind == "engine":
         model = Path(corrector.folder)
         # Its prompt holds an attempt besides the question; the engine bounds it, and not data.max_prompt_tokens.
-        processor = Processor.from_pretrained(model, pixels=(config.data.min_pixels, config.data.max_pixels))
+        pixels = (config.data.min_pixels, config.data.max_pixels)
+        processor = Processor.from_pretrained(model, pixels=pixels, workers=config.data.workers)
         return EngineCorrector(corrector, processor, lambda: room.serving(model, processor.images), seed, section.chunk)
     return PolicyCorrector()
 
