@@ -71,6 +71,8 @@ def test_chunks_change_nothing_and_bound_the_images_in_memory(digits_checkpoint,
         assert metrics == pytest.approx(found[1][1], nan_ok=True, rel=0, abs=0)
     first = next(read_predictions(tmp_path / "1" / "predictions.jsonl"))
     assert [sample.temperature for sample in first.samples] == [0.0, 1.0, 1.0]  # greedy samples would be all the same
+    cut = [one for one in first.samples if one.rounds[0].finish == "length"]
+    assert cut and all(len(one.rounds) == 1 for one in cut)  # what the length limit cut is not continued
 
 
 def test_it_says_what_was_evaluated(digits_checkpoint, file, tmp_path):
