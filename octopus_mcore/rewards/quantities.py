@@ -48,11 +48,20 @@ _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?![\d/])")
 _DOTTED = re.compile(r"[+-]?\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})(?![\d.,])")
 _DECIMAL_COMMA = re.compile(r"([+-]?(?:0(?=,)|\d+(?=,(?:\d{1,2}|\d{4,})(?!\d)))),(\d+)(?![\d,])")
 
-_DIGITS = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_DIGITS = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _QUANTITY = re.compile(
     rf"([+-]?) ?(?:(\d+) (?={_DIGITS} ?/))?({_DIGITS}) ?(?:/ ?([+-]?{_DIGITS}))? ?(\D*?(?:\^ ?\{{? ?[23] ?\}}?)?)"
 )
 _POWER = re.compile(r"(.*?) ?(?:\^ ?\{? ?([23]) ?\}?|([²³]))")
+_WORD = r"(?:[^\W\d_]+|\\Omega|\\mu ?[A-Za-z]+)"
+_UNIT_WORDS = re.compile(rf"%|[€£¥₹]|{_WORD}(?:[ ./·⋅*-]+{_WORD})*")
+_SHORT_UNITS = frozenset("m g s h l L V A W N J K C F T".split())
+_SHORT_UNITS |= frozenset("mm cm dm km nm mg kg ml cl dl ms ns us hr in ft yd mi lb oz sq cu cc pt px pp ly".split())
+_SHORT_UNITS |= frozenset("hz pa kw mw kv mv ma kj mj ev kn kb mb gb tb db st nd rd th am pm ad bc".split())
+"""Words of one or two Latin letters that are units; any other is taken for a variable (`5x`, `5ab`)."""
+_NO_UNITS = frozenset("and but not nor plus minus over mod choose squared cubed factorial half halves thirds".split())
+_NO_UNITS |= frozenset("sqrt log exp sin cos tan alpha beta gamma delta theta lambda phi omega".split())
+_SCALES = {"dozen": 12.0, "hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _SPELLED_POWER = re.compile(r"(square|sq\.?|cubic|cu\.?) (.+)")
 
 
@@ -97,8 +106,9 @@ def quantity(text: str) -> Quantity | None:
     if match is None:
         return None
     sign, whole, numerator, denominator, unit = match.groups()
+    scale, unit = _scaled(unit.strip(" ."))
     below = float(denominator) if denominator else 1.0
-    value = float(whole or 0) + float(numerator) / below if below else math.nan
+    value = (float(whole or 0) + float(numerator) / below) * scale if below and _is_unit(unit) else math.nan
     return Quantity(-value if sign == "-" else value, *_unit(unit)) if math.isfinite(value) else None
 
 
@@ -126,6 +136,31 @@ def _english(text: str) -> str:
     if spaced := _SPACED.match(text):
         return spaced[0].replace(" ", "") + text[spaced.end() :]
     return _GROUPED.sub("", text)
+
+
+def _scaled(unit: str) -> tuple[float, str]:
+    """What stands behind a number, without the word that multiplies it: `million people` is 1e6 and people."""
+    word, _, rest = unit.partition(" ")
+    scale = _SCALES.get(word.casefold())
+    return (1.0, unit) if scale is None else (scale, rest)
+
+
+def _is_unit(text: str) -> bool:
+    """Whether what stands behind a number names what is counted. What changes the number does not (`5\\pi`, `5x`, `5!`, `5²`),
+    nor does a sentence that goes on (`5 or six`)."""
+    power = _POWER.fullmatch(text)
+    text = power[1] if power else text
+    if not text:
+        return power is None
+    if _UNIT_WORDS.fullmatch(text) is None:
+        return False
+    return all(
+        (len(word) > 2 or word in _SHORT_UNITS or len(word) == 2 and word.casefold() in _SHORT_UNITS)
+        and word.casefold() not in _NO_UNITS
+        if word.isascii()
+        else not any("α" <= letter <= "ω" and letter != "μ" or not letter.isalpha() and letter != "\\" for letter in word)
+        for word in re.findall(_WORD, text)
+    )
 
 
 def _unit(text: str) -> tuple[str, str, float]:
