@@ -31,8 +31,8 @@ def frames_of(
     `image`, or a folder of image files, in the order of the numbers in their names. Raises `RowError`."""
     if isinstance(video, str) and video:
         folder = root / video
-        if not folder.is_dir():
-            what = "is a file, and videos are not decoded" if folder.is_file() else "does not exist"
+        if not is_place(folder, Path.is_dir):
+            what = "is a file, and videos are not decoded" if is_place(folder, Path.is_file) else "does not exist"
             raise record.error(key, f"{str(folder)[:200]!r} {what}; expected a folder of frames, or a list of images")
         video = sorted(
             (str(Path(video) / file.name) for file in folder.iterdir() if file.suffix.lower() in _FRAME_FILES), key=_natural
@@ -42,6 +42,14 @@ def frames_of(
     if not isinstance(video, list) or not video:
         raise record.error(key, f"expected a video as a list of images or as a folder of frames, found {video!r:.80}")
     return tuple(image(video[number], record, key, root) for number in evenly(len(video), most))
+
+
+def is_place(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is such a file or folder; False also for what cannot be a path, such as an image in base64."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -10,6 +10,8 @@ import hashlib
 import io
 import math
 import os
+import struct
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -37,8 +39,9 @@ Grid = tuple[int, int, int]
 MAX_ASPECT = 200
 """Longer side / shorter side that Qwen's image processors accept."""
 
-_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What PIL raises for files that it cannot read."""
+_UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
+_UNDECODABLE += (struct.error, zlib.error, Image.DecompressionBombError)
+"""What PIL's many decoders raise for files that they cannot read; want of memory is not the file's fault."""
 
 
 class UnknownImage(KeyError):

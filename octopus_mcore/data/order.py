@@ -46,8 +46,8 @@ class BlockOrder:
     """
 
     def __init__(self, ends: np.ndarray, window: int) -> None:
-        if window < 1:
-            raise ValueError(f"window: expected at least 1 block, found {window}")
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(f"window: expected at least 1 block, found {window!r}")
         self.size = int(ends[-1])
         self._ends = ends
         self._window = window

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from octopus_mcore.data.frames import VIDEO_MARKER, frames_of, interleaved
+from octopus_mcore.data.frames import VIDEO_MARKER, frames_of, interleaved, is_place
 from octopus_mcore.data.images import ImageSource
 from octopus_mcore.data.special_tokens import IMAGE_PAD
 from octopus_mcore.data.tables import Record
@@ -99,6 +99,10 @@ def row_keys(layout: str, options: Mapping[str, Any]) -> RowKeys:
     if given.get("boxed") and "tag" not in given or given.get("tag") and "boxed" not in given:
         given = {"boxed": False, "tag": None, **given}  # one way stands in for the layout's other
     keys = replace(LAYOUTS[layout], **given)
+    wrong = [key for key in (keys.question, *keys.columns) if not isinstance(key, str)]
+    if wrong or isinstance(metadata, str):
+        found = repr(wrong[0] if wrong else metadata)
+        raise ValueError(f"expected names of keys, of metadata a list or a mapping of them, found {found:.80}")
     if keys.boxed and keys.tag:
         raise ValueError(f"answer_boxed and answer_tag={keys.tag!r} are two ways to find the truth; choose one")
     return keys
@@ -148,7 +152,7 @@ def _turns(record: Record, key: str) -> list[tuple[str, Any]]:
     for turn in value if isinstance(value, list) else [value]:
         who = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
         said = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
-        turns.append((_SPEAKERS.get(who, repr(who)), said))
+        turns.append((_SPEAKERS.get(who, repr(who)) if isinstance(who, str) else repr(who), said))
     return turns
 
 
@@ -261,14 +265,6 @@ def _image(item: Any, record: Record, key: str, root: Path) -> ImageSource:
     if not isinstance(item, str) or not item:
         raise record.error(key, f"expected an image as a path, as bytes or as {{'bytes', 'path'}}, found {item!r:.80}")
     file = root / item
-    if not _is_file(file):
+    if not is_place(file, Path.is_file):
         raise record.error(key, f"image file {str(file)[:200]!r} does not exist")
     return str(file)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for what cannot be a path, such as an image in base64."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow
@@ -151,3 +152,43 @@ def test_a_mixture_has_one_list(folder):
         part["rejects"] = str(folder / "same.jsonl")
     with pytest.raises(ValueError, match="rejects: '.*same.jsonl' is named more than once"):
         MixtureSource(parts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "key"),
+    [
+        ({"problem": [{"role": ["user"], "content": "q"}]}, {}, "problem"),
+        ({"clip": ["A" * 5000]}, {"video_key": "clip"}, "clip"),
+        ({"clip": ["a\0b"]}, {"video_key": "clip"}, "clip"),
+    ],
+    ids=["speaker", "long name", "null character"],
+)
+def test_strange_values_are_rows_that_cannot_be_used(tmp_path, fields, options, key):
+    row = {"problem": "q", "answer": "1", "images": []}
+    rows = [{**row, "clip": []}, {**row, "clip": [], **fields}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = RowSource(tmp_path / "rows.jsonl", rejects=tmp_path / "rejects.jsonl", **options)
+    assert len(source) == 1
+    assert json.loads((tmp_path / "rejects.jsonl").read_text())["key"] == key
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, struct.error, IndexError, KeyError, TypeError, EOFError])
+def test_whatever_a_decoder_raises_is_told_of_its_row(tmp_path, monkeypatch, error):
+    """PIL's decoders of AVIF and DDS, for instance, raise RuntimeError and NotImplementedError for damaged files."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {"problem": "q", "answer": "1", "images": ["a.png"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+
+    def broken(*_, **__):
+        raise error("damaged")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(RowError, match=r"row 1, key 'images': image .* cannot be decoded"):
+        RowSource(tmp_path / "rows.jsonl").validate()
+
+
+@pytest.mark.parametrize("options", [{"question_key": None}, {"question_key": 5}, {"metadata_keys": "level"}, {"image_key": 3}])
+def test_keys_are_names(tmp_path, options):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "q", "answer": "1", "images": []}) + "\n")
+    with pytest.raises(ValueError, match="expected names of keys"):
+        RowSource(tmp_path / "rows.jsonl", **options)

@@ -328,3 +328,12 @@ def test_a_row_group_is_read_no_further_than_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", spy)
     assert [record.fields["problem"] for record in table.records([300, 5])] == ["300", "5"]
     assert decoded == [256, 256]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    """A record would silently hold the last of them."""
+    columns = [pyarrow.array(["q"]), pyarrow.array(["1"]), pyarrow.array(["2"])]
+    table = pyarrow.Table.from_arrays(columns, names=["problem", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match="column names must be distinct, found 'answer' more than once"):
+        open_table(tmp_path / "rows.parquet")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
-from octopus_mcore.data.tables.records import PIECE, Pieces, Record, columns_of, unreadable
+from octopus_mcore.data.tables.records import PIECE, Pieces, Record, check_distinct, columns_of, unreadable
 
 _SLICE = 256
 """Rows of a row group that are decoded at once."""
@@ -28,9 +28,11 @@ class ParquetTable:
         self._file = file
         try:
             with parquet.ParquetFile(file) as opened:
-                self._metadata, self._names = opened.metadata, set(opened.schema_arrow.names)
+                self._metadata, names = opened.metadata, opened.schema_arrow.names
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{file} is not a readable parquet file: {error}") from error
+        check_distinct(names, file)
+        self._names = set(names)
         self._pieces: Pieces | None = None
         groups = range(self._metadata.num_row_groups)
         self._starts = np.cumsum([0, *(self._metadata.row_group(group).num_rows for group in groups)], dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,12 @@ def columns_of(keys: Sequence[str] | None, names: Collection[str]) -> list[str] 
         return None
     columns = {key if key in names else key.partition(".")[0] for key in keys}
     return sorted(columns) if columns <= set(names) else None
+
+
+def check_distinct(names: Sequence[str], file: Path) -> None:
+    """Raises `ValueError` where two columns have one name: a record would hold the last of them only."""
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"{file}: column names must be distinct, found {repeated[0]!r:.80} more than once")
 
 
 def unreadable(file: Path, what: str, number: int, starts: np.ndarray, wanted: np.ndarray, error: Exception) -> RowError:
