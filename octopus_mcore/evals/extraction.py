@@ -26,9 +26,20 @@ _ANNOUNCED = re.compile(
 
 _FIRST_LETTER = re.compile(r"[(\[{]?\s*([A-Za-z])\s*(?:$|[)\].:,}])")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Z])\s*[)\]]")
-_ARTICLE = r"(?![AI] (?!is\b|or\b|and\b|was\b|because\b|since\b|as\b|matches\b)[a-z0-9'])"
+_ARTICLE = r"(?![AI] (?!is\b|or\b|and\b|but\b|not\b|was\b|because\b|since\b|as\b|matches\b)[a-z0-9'])"
 _STANDS_ALONE = re.compile(rf"(?<![A-Za-z0-9_'’^\\]){_ARTICLE}([A-Z])(?![A-Za-z0-9_'’^=])")
 _POINTED_AT = re.compile(r"(?i:\b(?:option|choice|answer)s?\b\s*(?:is\b)?\s*:?)\s*(?:([A-Z])\b|[(\[]([A-Za-z])[)\]])(?!['’])")
+
+_DENIED = re.compile(
+    r"(?i:\b(?:can)?not|n['’]t|\bnor|\bneither)\s+(?:be\s+|the\s+)?(?i:(?:option|choice|answer)\s+)?[(\[]?([A-Z])\b[)\]]?"
+    r"|(?<![\w'’])[(\[]?([A-Z])[)\]]?\s+(?:is|was|are)(?:\s+not\b|n['’]t\b|\s+(?:wrong|incorrect|false)\b)"
+)
+_NEXT_TO = r"\s*(?:,|;|/|\bor\b|\band\b)\s*(?:or\s+)?(?i:option\s*)?"
+_OFFERED = re.compile(rf"[(\[]([A-Z])[)\]]{_NEXT_TO}[(\[]?([A-Z])\b(?!['’])|\b([A-Z])\b{_NEXT_TO}[(\[]([A-Z])[)\]]")
+_BRACKETED_ROW = re.compile(r"[(\[][A-Z][)\]]\s*[(\[][A-Z][)\]]")
+_MARK_BEHIND = re.compile(r"(?:\bor\b|\band\b|[,;])\s*[(\[]?([A-Z])\s*[).:\]]\s*\S")
+_SECOND_MARK = re.compile(r"(?:\n[(\[]?|\s[(\[]|\s(?=B[):]))B\s*[).:\]]\s*\S")
+_DENIED_NUMBER = re.compile(r"(?:\bnot|n['’]t)\s+(?:[+\-−$]\s*)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?![\w%]|\.\d)")
 
 _NUMBER = re.compile(r"(?<![\w.])[+\-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
@@ -78,13 +89,16 @@ def option_letter(answer: str, count: int) -> str | None:
     r"""The letter of one of `count` options (A, B, …) that an answer names, or None.
 
     `B`, `(b)`, `[B]`, `\text{B}`, `$B$`, `B. 12 cm`, `B) 12 cm`, "the answer is B", "option (B)", or the one capital letter
-    that stands alone in a sentence. The article "A" and the pronoun "I" are no letters; where different letters remain, or one
-    beyond the options, there is none.
+    that stands alone in a sentence. The article "A" and the pronoun "I" are no letters, nor is one that is denied ("not B", "B
+    is wrong"); where different letters remain ("(A) or B", a list of the options), or one beyond the options, there is none.
     """
     if not 0 < count <= len(ascii_uppercase):
         raise ValueError(f"the number of options must lie in 1 to {len(ascii_uppercase)}, found {count}")
     letters = ascii_uppercase[:count]
     text = WRAPPER.sub(r"\1", _EMPHASIS.sub("", answer)).replace("$", "").strip().strip("'\"`“”")
+    if _offers_several(text):
+        return None
+    text = _DENIED.sub(" ", text)
     if (first := _FIRST_LETTER.match(text)) is not None and not _lists_letters(text, first.end()):
         return first[1].upper() if first[1].upper() in letters else None
     for pattern in (_POINTED_AT, _BRACKETED, _STANDS_ALONE):
@@ -97,7 +111,7 @@ def option_letter(answer: str, count: int) -> str | None:
 def option_by_text(answer: str, choices: Sequence[str]) -> str | None:
     """The letter of the option whose text the answer is (but for case, white space, dollars and a full stop), or of the only
     one whose text occurs in it as whole words; a text within a longer option that occurs does not count, nor does a lone
-    letter ("a" is an article). None otherwise."""
+    letter ("a" is an article), nor one that is denied ("not 12 cm"). None otherwise."""
     plain = _plain(answer)
     texts = [_plain(choice) for choice in choices]
     same = [letter for letter, text in zip(ascii_uppercase, texts, strict=False) if text and text == plain]
@@ -111,7 +125,11 @@ def option_by_text(answer: str, choices: Sequence[str]) -> str | None:
             plain, count = pattern.subn("\n", plain)
             if count:
                 found.add(letter)
-    return found.pop() if len(found) == 1 else None
+    if len(found) != 1:
+        return None
+    letter = found.pop()
+    denied = rf"\bnot (?:(?:a|an|the) )?{re.escape(texts[ascii_uppercase.index(letter)])}(?!\w)"
+    return None if re.search(denied, _plain(answer)) else letter
 
 
 def chosen_option(answer: str, choices: Sequence[str]) -> str | None:
@@ -132,8 +150,9 @@ def numbers(text: str) -> tuple[str, ...]:
 
 
 def only_number(text: str) -> str | None:
-    """The text's number if it holds but one (told several times or not), else None."""
-    found = set(numbers(text))
+    """The text's number if it holds but one (told several times or not), else None. A number that is denied ("not 8") is not
+    told."""
+    found = set(numbers(_DENIED_NUMBER.sub(" ", text)))
     return found.pop() if len(found) == 1 else None
 
 
@@ -152,6 +171,19 @@ def _lists_letters(text: str, end: int) -> bool:
         re.match(r"\s*(?:[,;&]|and\b|or\b)?\s*[(\[]?[A-Za-z](?![A-Za-z'’])[)\].]?\s*(?:$|[,;&]|and\b|or\b)", text[end:])
         is not None
     )
+
+
+def _offers_several(text: str) -> bool:
+    """Whether a text offers letters in brackets beside others (`(A) or B`), begins with an option and goes on to another by its
+    mark (`A. 12 cm or B. 13 cm`), or lists the options from A on."""
+    if _BRACKETED_ROW.search(text) or any(len({letter for letter in match.groups() if letter}) > 1 for match in _OFFERED.finditer(text)):
+        return True
+    first = _FIRST_LETTER.match(text)
+    if first is None:
+        return False
+    rest = text[first.end() :]
+    others = {letter for letter in _MARK_BEHIND.findall(rest) if letter != first[1]}
+    return bool(others) or (first[1] == "A" and _SECOND_MARK.search(rest) is not None)
 
 
 def _contradicted(text: str, letters: str, pattern: re.Pattern) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,10 +98,10 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
             listed = "\n".join(f"  - {line}" for line in differences[:20])
             raise ValueError(f"{folder} holds an evaluation with other settings; name another folder, or delete it:\n{listed}")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    part = folder / f"{SETTINGS_FILE}.part"  # all that a process leaves which was killed in its first moment
+    if folder.exists() and (not folder.is_dir() or any(found != part for found in folder.iterdir())):
         raise ValueError(f"{folder} is not empty and holds no evaluation ({SETTINGS_FILE}); name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{SETTINGS_FILE}.part"
     part.write_text(json.dumps(mine, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(file)
 
@@ -115,9 +116,14 @@ def differing(there: Any, here: Any, key: str = "") -> Iterator[str]:
 
 
 def checksum(path: str | PathLike) -> str:
-    """SHA-256 of a file, or of a folder: of the names and checksums of all files in it, in alphabetical order."""
+    """SHA-256 of a file, or of a folder: of the names and checksums of all files in it, in alphabetical order. Of a pattern of
+    files those of all that it fits."""
     path = Path(path)
     digest = hashlib.sha256()
+    if not path.exists() and glob.has_magic(str(path)):
+        for file in sorted(map(Path, glob.glob(str(path)))):
+            digest.update(f"{file.name}\n{checksum(file)}\n".encode())
+        return digest.hexdigest()
     if path.is_dir():
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             digest.update(f"{file.relative_to(path)}\n{checksum(file)}\n".encode())

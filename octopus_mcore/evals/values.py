@@ -7,7 +7,7 @@ import re
 from octopus_mcore.evals.extraction import numbers
 from octopus_mcore.rewards.choices import WRAPPER
 
-_FRACTION = re.compile(r"([+-]?)\s*\\[dt]?frac\s*\{\s*([\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}")
+_FRACTION = re.compile(r"(?:(?<![\w.])(\d{1,15})\s*|([+-])\s*)?\\[dt]?frac\s*\{\s*([\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}")
 _SLASH = re.compile(r"(?<![\w./])([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)(?![\w./])")
 _POWER = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*\{?\s*([+\-−]?\d+)\s*\}?")
 _PLAIN_POWER = re.compile(r"(?<![\w.])10\s*\^\s*\{?\s*([+\-−]?\d+)\s*\}?")
@@ -30,13 +30,21 @@ def values_of(answer: str) -> tuple[float, ...]:
     sides = [side for side in _EQUALS.split(text) if re.search(r"\d", side)]
     text = sides[-1] if sides else ""
     text = _PLAIN_POWER.sub(lambda match: "1" + _exponent(match), _POWER.sub(_exponent, text))
-    text = _FRACTION.sub(lambda match: f"{match[1]}{_quotient(match[2], match[3])}", text)
+    text = _FRACTION.sub(_fraction, text)
     text = _SLASH.sub(lambda match: _quotient(match[1], match[2]), text)
     return tuple(float(number) for number in numbers(text))
 
 
 def _exponent(match: re.Match) -> str:
     return "e" + match[1].replace("−", "-")
+
+
+def _fraction(match: re.Match) -> str:
+    r"""A fraction in decimals; `2\frac{1}{2}` is 2.5."""
+    quotient = _quotient(match[3], match[4])
+    if match[1] is None or quotient == "none":
+        return f"{match[2] or ''}{quotient}"
+    return repr(int(match[1]) + float(quotient))
 
 
 def _quotient(numerator: str, denominator: str) -> str:

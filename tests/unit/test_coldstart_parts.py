@@ -20,9 +20,10 @@ from octopus_mcore.models.hf_folder import HFFolder
 from octopus_mcore.rollout.engine import Attendant, EngineError, Generation, GenerationRequest, Phase, ServerFault
 from octopus_mcore.training.coldstart import engines
 from octopus_mcore.training.coldstart.engines import FolderEngine
-from octopus_mcore.training.coldstart.folder import FolderInUse, OutputFolder, made_with
+from octopus_mcore.training.coldstart.folder import FolderInUse, OtherConfiguration, OutputFolder, made_with
 from octopus_mcore.training.coldstart.pictures import keep_only, portable, store
 from octopus_mcore.training.coldstart.pipeline import make_cold_start
+from octopus_mcore.training.coldstart.plan import plan_text
 from octopus_mcore.training.coldstart.progress import ColdStartProgress
 from octopus_mcore.training.coldstart.state import WorkState
 from octopus_mcore.training.coldstart.wording import CORRECTION_PROMPT, correction_request
@@ -160,6 +161,19 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path):
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is no folder"), OutputFolder(tmp_path / "file").claimed({}):
+        pass
+
+
+def test_a_folder_where_nothing_was_sampled_is_held_to_no_settings(tmp_path: Path, digits_checkpoint: Path):
+    """A configuration that was wrong stops before the first input; the right one takes the folder, and a dry run says so."""
+    config = cold_start_config(tmp_path, digits_checkpoint)
+    folder = OutputFolder(Path(config.coldstart.output))
+    with folder.claimed({"a": 1}):
+        pass
+    assert "(new)" in plan_text(config)
+    with folder.claimed({"a": 2}):
+        folder.attempts.write_text("{}\n")
+    with pytest.raises(OtherConfiguration, match="a: 2 there, 1 now"), folder.claimed({"a": 1}):
         pass
 
 

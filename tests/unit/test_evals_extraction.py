@@ -83,6 +83,28 @@ LETTERS = [
     ("AB", None),
     ("The length of AB is 5", None),
     ("It's 5 o'clock", None),
+    ("(A) or B", None),
+    ("A or (B)", None),
+    ("Either (A) or B", None),
+    ("(A)/(B)", None),
+    ("(A)(B)(C)(D)", None),
+    ("option (A), or B", None),
+    ("A. 12 cm or B. 13 cm", None),
+    ("A. 12 cm, C. 13 cm", None),
+    ("A. 12 cm\nB. 13 cm\nC. 14 cm\nD. 15 cm", None),
+    ("A) 12 cm B) 13 cm C) 14 cm D) 15 cm", None),
+    ("(A) 12 cm (B) 13 cm", None),
+    ("A. It cannot be B.", "A"),
+    ("B. 12 cm\nA: 11 cm is too short", "B"),
+    ("not B", None),
+    ("The answer is not B", None),
+    ("It is not (B)", None),
+    ("definitely not option B", None),
+    ("B is wrong", None),
+    ("neither A nor B", None),
+    ("not A, but B", "B"),
+    ("A, because B is wrong", "A"),
+    ("A but could be B", None),
 ]
 
 TEXTS = [
@@ -97,6 +119,7 @@ TEXTS = [
     ("2.5", None),
     ("-2", None),
     ("the black cat", "D"),
+    ("not 12 cm", None),
     ("", None),
 ]
 
@@ -235,3 +258,11 @@ def test_long_hostile_texts_take_linear_time():
         numbers(text)
         chosen_option(text, ("1", "2"))
         yes_or_no(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("not 8", None), ("It isn't 8", None), ("not 8 but 9", "9"), ("not 18", None), ("a 100% 8", None), ("8", "8")],
+)
+def test_a_denied_number_is_not_told(text, number):
+    assert only_number(text) == number

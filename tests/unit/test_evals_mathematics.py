@@ -141,3 +141,17 @@ def test_the_value_of_an_answer(answer, value):
 
 def test_the_last_value_of_a_sentence():
     assert value_of("3 of 4 is 0.75", last=True) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        (r"2\frac{1}{2}", 2.5),
+        (r"2 \frac{1}{2}", 2.5),
+        (r"-\frac{1}{2}", -0.5),
+        (r"x = \frac{3}{4}", 0.75),
+        (r"2\frac{1}{0}", None),
+    ],
+)
+def test_mixed_numbers(answer, value):
+    assert value_of(answer) == value

@@ -10,7 +10,7 @@ from octopus_mcore.data.rows import Row
 from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
 from octopus_mcore.evals.mmmu import REQUEST, SUBJECTS, grade, metrics, read
-from octopus_mcore.evals.openanswers import same_number
+from octopus_mcore.evals.openanswers import open_answer_right, same_number
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import png, png_base64, write_parquet, write_tsv
 
@@ -256,3 +256,17 @@ def test_metrics_by_hand():
         "subject/Math": 0.75,
         "subject/Music": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [
+        ("1e5", "100,000", True),
+        ("1.5e-3", "0.0015", True),
+        ("1e-3", "0.002", False),
+        ("1e999", "5", False),
+        ("not 8", "8", False),
+    ],
+)
+def test_numbers_in_powers_of_ten_and_denied_ones(answer, truth, right):
+    assert open_answer_right(answer, truth) is right

@@ -124,3 +124,20 @@ def test_a_map_keeps_the_order_of_answers():
     numbers = iter(range(10))
     mapped = prediction("0").map_answers(lambda answer: replace(answer, score=float(next(numbers))))
     assert [answer.score for answer in mapped.answers()] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_process_killed_before_its_settings_stood_leaves_a_new_folder(tmp_path):
+    (tmp_path / "settings.json.part").write_text('{"seed"')
+    with PredictionStore(tmp_path, {"seed": 1}):
+        pass
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"seed": 1}
+
+
+def test_the_checksum_of_a_pattern_is_that_of_its_files(tmp_path):
+    for name in ("test-0.parquet", "test-1.parquet", "other.txt"):
+        (tmp_path / name).write_text(name)
+    found = checksum(tmp_path / "test-*.parquet")
+    (tmp_path / "other.txt").write_text("changed")
+    assert checksum(tmp_path / "test-*.parquet") == found
+    (tmp_path / "test-1.parquet").write_text("changed")
+    assert checksum(tmp_path / "test-*.parquet") != found

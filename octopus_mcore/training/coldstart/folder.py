@@ -81,6 +81,11 @@ class OutputFolder:
         """The counts."""
         return self.path / "report.json"
 
+    @property
+    def begun(self) -> bool:
+        """Whether inputs were sampled: before that nothing holds the folder to its settings; they may have been wrong."""
+        return self.attempts.is_file() and self.attempts.stat().st_size > 0
+
     @contextmanager
     def claimed(self, made_with: Mapping[str, Any]) -> Iterator[None]:
         """Holds the folder for this process, and notes what it is made with.
@@ -104,15 +109,16 @@ class OutputFolder:
                     + "\n".join(f"  {key}: {then} there, {now} now" for key, (then, now) in differing.items())
                     + "\nput these keys back to go on with it, or choose another coldstart.output"
                 )
-            if not self.settings.is_file():
-                if self.attempts.is_file() and self.attempts.stat().st_size:
-                    raise OtherConfiguration(f"{self.path} holds a journal, but not settings.json, which says of what")
+            if self.begun and not self.settings.is_file():
+                raise OtherConfiguration(f"{self.path} holds a journal, but not settings.json, which says of what")
+            if not self.begun:
                 write_atomically(self.settings, json.dumps(made_with, indent=2, ensure_ascii=False) + "\n")
             yield
 
     def differing(self, made_with: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Keys whose values are not those that the folder was made with, as (then, now); none in a new folder."""
-        if not self.settings.is_file():
+        """Keys whose values are not those that the folder was made with, as (then, now); none in a folder where
+        nothing was sampled."""
+        if not self.begun or not self.settings.is_file():
             return {}
         then, now = _flat(json.loads(self.settings.read_text(encoding="utf-8"))), _flat(made_with)
         keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key, _ABSENT) != now.get(key, _ABSENT)]

@@ -33,7 +33,7 @@ def plan_text(config: Config) -> str:
 
 
 def _found(config: Config, folder: OutputFolder) -> str:
-    if not folder.settings.is_file():
+    if not folder.begun:
         return "new"
     if differing := folder.differing(made_with(config)):
         return f"made with another configuration, which differs in {', '.join(differing)}"
