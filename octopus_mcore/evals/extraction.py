@@ -176,7 +176,9 @@ def _lists_letters(text: str, end: int) -> bool:
 def _offers_several(text: str) -> bool:
     """Whether a text offers letters in brackets beside others (`(A) or B`), begins with an option and goes on to another by its
     mark (`A. 12 cm or B. 13 cm`), or lists the options from A on."""
-    if _BRACKETED_ROW.search(text) or any(len({letter for letter in match.groups() if letter}) > 1 for match in _OFFERED.finditer(text)):
+    if _BRACKETED_ROW.search(text) or any(
+        len({letter for letter in match.groups() if letter}) > 1 for match in _OFFERED.finditer(text)
+    ):
         return True
     first = _FIRST_LETTER.match(text)
     if first is None:
