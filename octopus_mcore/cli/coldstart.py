@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from octopus_mcore.cli.errors import bound_threads, clear_errors
+from octopus_mcore.cli.errors import bound_threads, clear_errors, services
 
 
 def coldstart(
@@ -38,13 +38,7 @@ def coldstart(
         checked = load_checked(config, overrides or [])
         bound_threads(checked.runtime.threads)
 
-        from octopus_mcore.endpoints.http import EndpointError
-        from octopus_mcore.rewards.services import JudgingError
-        from octopus_mcore.rollout.engine import EngineError
         from octopus_mcore.training.coldstart.pipeline import make_cold_start
 
-        try:
+        with services("what was done is kept: start again to go on"):
             make_cold_start(checked)
-        except (EndpointError, EngineError, JudgingError) as error:
-            typer.echo(f"error: {error}\nwhat was done is kept: start again to go on", err=True)
-            raise typer.Exit(1) from None

@@ -32,6 +32,23 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(2 if error.is_input_error else 1) from None
 
 
+@contextmanager
+def services(advice: str) -> Iterator[None]:
+    """Turns the failure of an engine, a judge or another service into its message, advice on how to go on, and exit code 1.
+    Imports the engines' protocol."""
+    from octopus_mcore.endpoints.http import EndpointError
+    from octopus_mcore.rewards.services import JudgingError
+    from octopus_mcore.rollout.engine import EngineError
+
+    try:
+        yield
+    except (EndpointError, EngineError, JudgingError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _say(f"error: {error}", advice, f"({TRACEBACK}=1 shows where it was raised)")
+        raise typer.Exit(1) from None
+
+
 def _say(*lines: str) -> None:
     for line in lines:
         typer.echo(line, err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octopus_mcore.cli.errors import bound_threads, clear_errors
+from octopus_mcore.cli.errors import bound_threads, clear_errors, services
 
 if TYPE_CHECKING:
     from octopus_mcore.config.schema import Config
@@ -62,7 +62,8 @@ def evaluate(
             bound_threads(loaded.runtime.threads)
             from octopus_mcore.training.regrade import regrade as regraded
 
-            evaluation = regraded(path, loaded, sets or None, out=out, say=_say)
+            with services("nothing of the old folder was changed"):
+                evaluation = regraded(path, loaded, sets or None, out=out, say=_say)
         else:
             chosen = dict(_benchmark(given) for given in benchmarks or [])
             loaded = evaluation_config(path, config, overrides or [], chosen, self_correction)
@@ -70,7 +71,8 @@ def evaluate(
             bound_threads(loaded.runtime.threads)
             from octopus_mcore.training.evaluate_checkpoint import evaluate_checkpoint
 
-            evaluation = evaluate_checkpoint(path, loaded, names, out=out, say=_say)
+            with services("nothing was kept: name a folder with --out" if out is None else "start again to go on"):
+                evaluation = evaluate_checkpoint(path, loaded, names, out=out, say=_say)
         _show(evaluation, path, out, output)
 
 

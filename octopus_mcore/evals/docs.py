@@ -19,8 +19,9 @@ _HEAD = """# Benchmarks
 <!-- Written by `make docs` from octopus_mcore/evals/. Change it there. -->
 
 What `octopus-mcore evaluate` knows ([evaluation.md](evaluation.md)). Rows come from your own disk; nothing is downloaded. Each
-adapter was tested on small files in the published layout, not on the published files. Numbers are comparable with published
-ones where prompt, extraction and metric are; what deviates stands under each benchmark.
+adapter is tested on small files in the published layout; under «Source» stands whether it also read the published questions and
+answers (with other pictures), or is written from programs that read them. No model was evaluated on a published set here.
+Numbers are comparable with published ones where prompt, extraction and metric are; what deviates stands under each benchmark.
 """
 
 

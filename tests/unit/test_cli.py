@@ -8,10 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from octopus_mcore.cli import app
+from octopus_mcore.cli.errors import clear_errors, services
+from octopus_mcore.endpoints.http import EndpointError
 from octopus_mcore.launch.local import RankError
+from octopus_mcore.rewards.services import JudgingError
+from octopus_mcore.rollout.engine import EngineError
 from tests.unit.config_trees import tree, write
 
 
@@ -156,3 +161,11 @@ def test_a_benchmark_joins_the_sets_of_a_configuration(tmp_path: Path, digits_ch
     assert absent.exit_code == 2 and "nowhere.tsv" in absent.stderr
     regraded = call("evaluate", "--regrade", tmp_path / "nowhere")
     assert regraded.exit_code == 2 and "config.yaml" in regraded.stderr
+
+
+@pytest.mark.parametrize("error", [EndpointError("judge: nobody answers there"), JudgingError("no verdict"), EngineError("lost")])
+def test_services_that_fail_are_told_in_words_and_are_no_fault_of_the_input(error, capsys):
+    with pytest.raises(typer.Exit) as ended, clear_errors(), services("start again to go on"):
+        raise error
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err.startswith(f"error: {error}\nstart again to go on\n")

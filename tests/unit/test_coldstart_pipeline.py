@@ -82,18 +82,21 @@ def test_everything_that_is_in_no_row_is_listed_and_counted(tmp_path: Path, digi
 
 
 def test_the_file_trains_as_it_stands_and_splits_as_rollouts_do(tmp_path: Path, digits_checkpoint: Path):
-    config = cold_start_config(tmp_path, digits_checkpoint, first_weight=0.25)
+    config = cold_start_config(tmp_path, digits_checkpoint, right_first_weight=0.25, wrong_first_weight=0.5)
     make_cold_start(config)
-    source = SFTFileSource(**config.phases["cold"].source.options)
+    source = SFTFileSource(**config.phases["cold"].source.options, shuffle=False)
     source.validate()
     processor = Processor.configured(digits_checkpoint, config.data)
     finder = SpanFinder(processor.tokenizer)
-    for row in source.rows(0, len(source), 0):
+    kinds = [record["kind"] for record in lines(tmp_path / "made" / "sft.jsonl")]
+    assert set(kinds) == {"cc", "wc"}
+    for row, kind in zip(source.rows(0, len(source), 0), kinds, strict=True):
         example = sft_example(processor, row)
         spans = finder.find(example.token_ids, 0)
         assert [str(span.kind) for span in spans] == ["first", "separator", "correction"]
         taught = spans[1].start - 1  # the blank line belongs to the first span, and to the separator's text
-        assert set(example.weights[:taught]) == {0.25} and set(example.weights[taught:]) == {1.0}
+        first = 0.25 if kind == "cc" else 0.5
+        assert set(example.weights[:taught]) == {first} and set(example.weights[taught:]) == {1.0}
 
 
 def test_a_quota_that_the_source_cannot_fill_is_reported(tmp_path: Path, digits_checkpoint: Path, capsys):

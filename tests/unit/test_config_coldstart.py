@@ -24,7 +24,8 @@ def test_the_defaults_are_the_papers(tmp_path: Path):
     config, problems = examine(write(tmp_path, tree() | {"coldstart": {"output": "made"}}))
     assert problems == [] and violations_of(config) == []
     section = config.coldstart
-    assert (section.n, section.all_right, section.mixed, section.first_weight) == (4, 4000, 6000, 1.0)
+    assert (section.n, section.all_right, section.mixed) == (4, 4000, 6000)
+    assert section.right_first_weight == section.wrong_first_weight == 1.0
     first, second = section.sampling, section.corrector.sampling
     assert (first.temperature, first.top_p, first.top_k, first.max_new_tokens) == (0.6, 0.9, 20, 2048)
     assert (second.temperature, second.top_p, second.top_k, second.max_new_tokens) == (0.7, 1.0, None, 4096)

@@ -134,7 +134,8 @@ def test_octopus_rows_are_made_with_the_papers_numbers_where_its_cold_start_read
     section = config.coldstart
     sampling = section.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.6, 0.9, 20, 2048)
-    assert (section.n, section.all_right, section.mixed, section.first_weight) == (4, 4000, 6000, 1.0)
+    assert (section.n, section.all_right, section.mixed) == (4, 4000, 6000)
+    assert section.right_first_weight == section.wrong_first_weight == 1.0
     stronger = section.corrector.endpoint
     assert (stronger.model, stronger.temperature, stronger.max_tokens) == ("Qwen/Qwen3-VL-30B-A3B-Instruct", 0.7, 4096)
     assert section.instruction is None, "the instruction for a single attempt"

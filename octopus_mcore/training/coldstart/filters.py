@@ -109,7 +109,7 @@ class CorrectionFilter:
     def _example(self, task: Task, text: str) -> SFTExample:
         """The row as training tokenises it, which must show both attempts."""
         try:
-            example = sft_example(self._processor, SFTRow(task.row, response_pieces(task.first, text, self._config)))
+            example = sft_example(self._processor, SFTRow(task.row, response_pieces(task.first, text)))
         except PromptTooLong as error:
             raise _DroppedError(PROMPT_TOO_LONG, str(error)) from error
         except ValueError as error:
@@ -135,9 +135,9 @@ class CorrectionFilter:
         return Verdict(ACCEPTED, "", text, tokens) if dropped is None else Verdict(dropped.reason, dropped.detail, text, tokens)
 
 
-def response_pieces(first: str, correction: str, config: ColdStartConfig) -> tuple[ResponsePiece, ...]:
-    """A row's response: first attempt, separator, correction."""
-    return ResponsePiece(first, config.first_weight), ResponsePiece(SEPARATOR), ResponsePiece(correction)
+def response_pieces(first: str, correction: str, first_weight: float = 1.0) -> tuple[ResponsePiece, ...]:
+    """A row's response: first attempt, separator, correction. Weights change no token."""
+    return ResponsePiece(first, first_weight), ResponsePiece(SEPARATOR), ResponsePiece(correction)
 
 
 def _fault(text: str, grade: AttemptGrade) -> _DroppedError | None:

@@ -50,8 +50,9 @@ def _write_lines(folder: OutputFolder, rows: list[Report], dropped: list[Report]
 def _row(config: Config, attempt: Record, corrections: list[Record]) -> Report:
     """One row of the SFT set, in the columns that `SFTFileSource` reads by default, and where it comes from."""
     chosen = corrections[-1]
-    first = attempt["samples"][chosen["first"]]["text"]
-    pieces = response_pieces(first, chosen["text"], config.coldstart)
+    first = attempt["samples"][chosen["first"]]
+    weights = {RIGHT: config.coldstart.right_first_weight, WRONG: config.coldstart.wrong_first_weight}
+    pieces = response_pieces(first["text"], chosen["text"], weights[first["verdict"]])
     return {
         "problem": attempt["question"],
         "images": chosen["images"],
