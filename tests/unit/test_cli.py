@@ -163,7 +163,10 @@ def test_a_benchmark_joins_the_sets_of_a_configuration(tmp_path: Path, digits_ch
     assert regraded.exit_code == 2 and "config.yaml" in regraded.stderr
 
 
-@pytest.mark.parametrize("error", [EndpointError("judge: nobody answers there"), JudgingError("no verdict"), EngineError("lost")])
+SERVICE_ERRORS = [EndpointError("nobody answers"), JudgingError("no verdict"), EngineError("a server", "generating", "lost")]
+
+
+@pytest.mark.parametrize("error", SERVICE_ERRORS)
 def test_services_that_fail_are_told_in_words_and_are_no_fault_of_the_input(error, capsys):
     with pytest.raises(typer.Exit) as ended, clear_errors(), services("start again to go on"):
         raise error
