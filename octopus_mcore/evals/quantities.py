@@ -40,6 +40,7 @@ _READ_CHARACTERS = 2000
 """So much of an answer's end is read: its last sentence counts, and some patterns take quadratic time on hostile input."""
 
 _SYMBOLS = {"²": "^{2}", "³": "^{3}", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "÷": "/", "−": "-", "∶": ":", "：": ":"}
+_RUNS = re.compile(r"\s{2,}")
 _DEGREES = re.compile(r"\^?\s*\{?\s*(?:\\circ|\\degree|\^\{\\circ\})\s*\}?")
 _ROOT = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 _SPACING = re.compile(r"\\[,;:! ]|~|\\(?:left|right|displaystyle)(?![A-Za-z])|\*\*|[$]|\\[()\[\]]")
@@ -77,6 +78,7 @@ def said(answer: str) -> list[str]:
 
 def _cleaned(text: str) -> str:
     """A text with its symbols in LaTeX, without dollars, emphasis and commands of spacing."""
+    text = _RUNS.sub(lambda run: "\n" if "\n" in run.group() else " ", text)  # patterns below take cubic time on long ones
     text = _DEGREES.sub("°", WRAPPER.sub(r" \1 ", text))
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octopus_mcore.evals.quantities import same_quantity
+from octopus_mcore.evals.quantities import said, same_quantity
 
 CASES = [
     # (truth, answer, right)
@@ -77,3 +77,8 @@ def test_a_quantity_equals_itself_and_no_other_number(number, root, unit, other)
     truth = f"{number}{root}{unit}"
     assert same_quantity(truth, truth)
     assert same_quantity(f"{other}{root}{unit}", truth) == (number == other)
+
+
+def test_long_white_space_does_not_hold_an_answer_up():
+    """It took minutes of a time limit of seconds, and counted as wrong."""
+    assert same_quantity(f"= {' ' * 1500}5{' ' * 300}", "5") and said(f"5{' ' * 100}\n{' ' * 100}6") == ["6"]
