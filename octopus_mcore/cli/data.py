@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from octopus_mcore.cli.errors import bound_threads, clear_errors
+from octopus_mcore.launch.local import INPUT_ERRORS
 
 app = typer.Typer(help="Makes published datasets ready for training.", no_args_is_help=True)
 
@@ -64,7 +65,7 @@ def prepare(
         chosen = find_dataset(dataset)
         words = _words(sources, chosen.name, chosen.sources)
         options = Options(image_root, resize_for, (min_pixels, max_pixels), keep_pass_rate, words, limit, workers)
-        with _progress() as watcher:
+        with _progress() as watcher, _disk_errors():
             report = run(chosen, source or f"hub:{chosen.hub}", out, options, watcher)
         _show(report)
         typer.echo((out / SOURCE).read_text(encoding="utf-8"), nl=False)
@@ -82,6 +83,15 @@ def _words(sources: str | None, name: str, documented: tuple[str, ...]) -> tuple
     if not all(words):
         raise ValueError(f"--sources {sources!r}: expected words with commas between them")
     return words
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A full disk or a folder that must not be written is for the user to change."""
+    try:
+        yield
+    except OSError as error:
+        raise error if isinstance(error, INPUT_ERRORS) else ValueError(str(error)) from error
 
 
 @contextmanager

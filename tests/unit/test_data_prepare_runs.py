@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -186,3 +187,27 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
     result = call("geometry3k", "--source", write_geometry3k(tmp_path / "in", splits=("test",)), "--out", tmp_path / "out")
     assert result.exit_code == 0 and "━" in result.stderr and "4/4" in result.stderr, result.output
     assert "no files were found of: train, validation" in result.stdout
+
+
+def test_a_full_disk_is_one_message(tmp_path):
+    write_geometry3k(tmp_path / "source")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        result = call("geometry3k", "--source", tmp_path / "source", "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 2 and "error: [Errno 27] File too large" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_link_to_the_folder_is_followed(tmp_path, monkeypatch):
+    write_geometry3k(tmp_path / "source")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for _ in range(2):  # anew, and in the place of an earlier one
+        prepare(DATASETS["geometry3k"], str(tmp_path / "source"), tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk/report.json").is_file()
+    monkeypatch.chdir(tmp_path / "disk")
+    prepare(DATASETS["geometry3k"], str(tmp_path / "source"), ".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out", "source"]

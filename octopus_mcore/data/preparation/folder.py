@@ -88,6 +88,7 @@ def draft_of(target: Path) -> Iterator[Path]:
         FileExistsError: the target holds what this program has not written.
         ValueError: another run prepares the same target.
     """
+    target = target.resolve()  # a link keeps its place: what it points to is replaced
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
