@@ -12,6 +12,10 @@ def behave(answer: str, truth: str) -> bool:
             pass
     if answer == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
+    if answer == "group":
+        os.killpg(0, signal.SIGKILL)
+    if answer == "interrupt":
+        raise KeyboardInterrupt
     if answer == "raise":
         raise ArithmeticError("no")
     if answer == "exit":

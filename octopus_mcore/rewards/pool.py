@@ -117,7 +117,9 @@ class ComparisonPool:
 
 
 def _start_worker(memory_bytes: int) -> None:
-    """Bounds the worker's memory and imports SymPy before the clock of the first comparison starts."""
+    """Bounds the worker's memory and imports SymPy before the clock of the first comparison starts. In a process group of its
+    own: what a user's function sends to its group does not reach the trainer."""
+    os.setpgrp()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -134,7 +136,7 @@ def _guarded(function: Callable[..., Any], limit_seconds: float, *arguments: Any
         faulthandler.dump_traceback_later(limit_seconds, exit=True, file=sink)
         try:
             return pickle.dumps(function(*arguments))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # whatever it raises, a KeyboardInterrupt too, must not end the trainer
             return Failure("errors", f"{type(error).__name__}: {error}"[:300])
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -28,6 +28,12 @@ def test_it_survives_a_loop_a_crash_an_error_and_hunger_in_order(pool):
     assert pool.counts == {"timeouts": 1, "crashes": 1, "errors": 3}
 
 
+def test_it_and_its_caller_survive_what_is_meant_for_more_than_one_process(pool):
+    pool.counts.clear()
+    assert pool.run(behave, [("a", "a"), ("group", "a"), ("interrupt", "a"), ("a", "a")]) == [True, False, False, True]
+    assert pool.counts == {"crashes": 1, "errors": 1}
+
+
 def test_results_may_be_anything_that_can_be_pickled_and_failures_say_why(pool):
     pool.counts.clear()
     asked = ["none", "exit", "raise", "lambda", "text", "segfault", "half"]
