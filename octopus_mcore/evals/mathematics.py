@@ -21,6 +21,8 @@ from octopus_mcore.rewards.choices import WRAPPER
 from octopus_mcore.rewards.quantities import quantity
 
 _LONGEST = 1000
+_LAST_CHARACTERS = 4000
+"""So much of a last line is read: patterns of formulas take quadratic time where one opens and never closes."""
 
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°|º|掳|\\degree|\bdegrees?\b|\{\s*degrees?\s*\}")
 _ROOT = re.compile(r"√\s*(?:\{+([^{}]+)\}+|\(([^()]+)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
@@ -45,7 +47,7 @@ def open_answer(text: str) -> str | None:
     rest = final_answer(text)
     if marked is not None or rest is None:
         return marked
-    line = rest.splitlines()[-1].strip()
+    line = rest.splitlines()[-1].strip()[-_LAST_CHARACTERS:]
     if not _PROSE.search(_without_math(line)):
         return line
     formulas = _formulas(line)

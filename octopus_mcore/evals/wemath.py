@@ -43,7 +43,7 @@ PARTS = {"2steps": ("1", "2", "multi"), "3steps": ("1", "2", "3", "multi")}
 KEYS = tuple(f"{kind}_{part}" for kind, parts in PARTS.items() for part in parts)
 
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>\s*:", re.IGNORECASE)
-_BRACKETS = re.compile(r"<+\s*([^<>]*?)\s*>+")
+_BRACKETS = re.compile(r"<{1,3}([^<>]*)>{1,3}")
 _STEPS = {"2steps": "two-step", "3steps": "three-step"}
 _NODES = "knowledge_structure_nodes.json"
 

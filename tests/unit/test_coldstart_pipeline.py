@@ -138,6 +138,7 @@ def corrected(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         chat_reply(attempt(number) + SEPARATOR + attempt(number)),
         chat_reply(None, "length"),
         chat_reply(attempt(number) + "<|im_end|>"),
+        chat_reply(attempt(number, "half a pair: \ud800")),
     ]
     kind = int(hashlib.sha256(f"{number} {body['seed']}".encode()).hexdigest(), 16) % 14
     if kind == 13:
@@ -163,7 +164,8 @@ def test_corrections_of_a_stronger_model_are_filtered_counted_and_tried_again(
     report = make_cold_start(cold_start_config(tmp_path, digits_checkpoint, **sizes, corrector=asking(service)))
     dropped = report["corrections"]["dropped"]
     assert set(dropped) == {
-        "cut", "malformed", "mentions_material", "no_answer", "self_correction", "several_boxes", "special_token", "wrong"
+        "cut", "malformed", "mentions_material", "no_answer", "self_correction", "several_boxes", "special_token",
+        "unreadable", "wrong",
     }  # fmt: skip
     assert report["rows"] == 50
     rows = lines(tmp_path / "made" / "sft.jsonl")

@@ -155,3 +155,7 @@ def test_the_last_value_of_a_sentence():
 )
 def test_mixed_numbers(answer, value):
     assert value_of(answer) == value
+
+
+def test_formulas_that_never_close_do_not_hold_an_answer_up():
+    assert open_answer("so the area is " + "\\(" * 50_000 + " and then $7$") == "7"

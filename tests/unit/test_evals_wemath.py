@@ -91,6 +91,7 @@ GRADES = [
     ("", 0),
     ("\\boxed{}", 0),
     ("<think>B</think> I cannot tell.", 0),
+    ("<" * 50_000 + "1", 0),  # took minutes
 ]
 
 

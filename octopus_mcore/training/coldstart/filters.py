@@ -53,6 +53,7 @@ class CorrectionFilter:
     | `cut`, `unfinished` | it ended at the length limit, or otherwise not by itself |
     | `self_correction` | it holds the tags that part two attempts |
     | `special_token` | it holds a special token of the chat, say an end token |
+    | `unreadable` | it holds characters that are none (half of a pair) |
     | `mentions_material` | it matches a pattern of `coldstart.forbidden` |
     | `identical` | it is the first attempt's text |
     | `prompt_too_long` | with the instruction of training, the prompt is longer than `data.max_prompt_tokens` |
@@ -99,6 +100,8 @@ class CorrectionFilter:
             raise _DroppedError("self_correction")
         if any(token in text for token in self._special):
             raise _DroppedError("special_token")
+        if not _is_text(text):
+            raise _DroppedError("unreadable")
         for pattern in self._forbidden:
             if (found := pattern.search(text)) is not None:
                 raise _DroppedError("mentions_material", found[0])
@@ -130,7 +133,7 @@ class CorrectionFilter:
         return Attempt(reply.text.strip(), prompt.answer, self._judge.of(prompt), prompt.question)
 
     def _verdict(self, reply: ChatReply, dropped: _DroppedError | None) -> Verdict:
-        text = None if reply.text is None else reply.text.strip()
+        text = None if reply.text is None else _readable(reply.text.strip())
         tokens = 0 if text is None else len(self._processor.encode(text))
         return Verdict(ACCEPTED, "", text, tokens) if dropped is None else Verdict(dropped.reason, dropped.detail, text, tokens)
 
@@ -138,6 +141,17 @@ class CorrectionFilter:
 def response_pieces(first: str, correction: str, first_weight: float = 1.0) -> tuple[ResponsePiece, ...]:
     """A row's response: first attempt, separator, correction. Weights change no token."""
     return ResponsePiece(first, first_weight), ResponsePiece(SEPARATOR), ResponsePiece(correction)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written and tokenised: JSON may hold half of a surrogate pair, and who decoded bytes that were no text
+    leaves U+FFFD."""
+    return "\ufffd" not in text and _readable(text) == text
+
+
+def _readable(text: str) -> str:
+    """The text with U+FFFD in the place of halves of surrogate pairs."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _fault(text: str, grade: AttemptGrade) -> _DroppedError | None:
