@@ -16,6 +16,7 @@ from octopus_mcore.evals.predictions import Prediction, from_line, to_line
 
 SETTINGS_FILE = "settings.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+_PART = f"{SETTINGS_FILE}.part"
 
 _PIECE = 2**20
 
@@ -38,10 +39,12 @@ class PredictionStore(AbstractContextManager):
         if folder is None:
             return
         folder = Path(folder)
-        _claim(folder, settings)
+        _require_own(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / PREDICTIONS_FILE).open("a+b")
         try:
             self._lock(folder)
+            _claim(folder, settings)
             self._take_up()
         except BaseException:
             self._file.close()
@@ -88,20 +91,27 @@ class PredictionStore(AbstractContextManager):
         self._file.truncate(whole)
 
 
+def _require_own(folder: Path) -> None:
+    """Refuses a folder that holds something and no evaluation. What a process leaves that was killed in its first moment is
+    nothing: settings half written, predictions without a line."""
+    if not folder.exists() or (folder / SETTINGS_FILE).is_file():
+        return
+    found = [] if not folder.is_dir() else [file for file in folder.iterdir() if file.name != _PART]
+    if not folder.is_dir() or any(file.name != PREDICTIONS_FILE or file.stat().st_size for file in found):
+        raise ValueError(f"{folder} is not empty and holds no evaluation ({SETTINGS_FILE}); name another folder")
+
+
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, or compares them with those that are there."""
+    """Writes the settings, or compares them with those that the answers there were made with."""
     file = folder / SETTINGS_FILE
     mine = json.loads(json.dumps(settings))
-    if file.is_file():
+    if file.is_file() and (folder / PREDICTIONS_FILE).stat().st_size:
         theirs = json.loads(file.read_text(encoding="utf-8"))
         if differences := list(differing(theirs, mine)):
             listed = "\n".join(f"  - {line}" for line in differences[:20])
             raise ValueError(f"{folder} holds an evaluation with other settings; name another folder, or delete it:\n{listed}")
         return
-    part = folder / f"{SETTINGS_FILE}.part"  # all that a process leaves which was killed in its first moment
-    if folder.exists() and (not folder.is_dir() or any(found != part for found in folder.iterdir())):
-        raise ValueError(f"{folder} is not empty and holds no evaluation ({SETTINGS_FILE}); name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / _PART
     part.write_text(json.dumps(mine, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(file)
 

@@ -116,7 +116,7 @@ def tables(tree: Mapping[str, Any], metrics: Mapping[str, float]) -> RenderableT
         for section in _sections(of_set):
             table = Table(title=f"{name}: {section.title}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for number, heading in enumerate(section.head):
-                table.add_column(heading, justify="right" if number else "left")
+                table.add_column(heading, justify="right" if number else "left", overflow="fold")
             for row in section.rows:
                 table.add_row(*row)
             shown.append(table)

@@ -67,6 +67,15 @@ def test_a_killed_evaluation_goes_on_behind_its_last_whole_line(tmp_path):
         assert (folder / PREDICTIONS_FILE).read_bytes() == whole
 
 
+def test_a_folder_without_an_answer_takes_other_settings(tmp_path):
+    with PredictionStore(tmp_path / "out", SETTINGS):
+        pass
+    with PredictionStore(tmp_path / "out", SETTINGS | {"engine": "sglang"}) as store:
+        store.add([prediction("0")])
+    with pytest.raises(ValueError, match='engine: there "sglang"'):
+        PredictionStore(tmp_path / "out", SETTINGS)
+
+
 def test_what_a_folder_refuses(tmp_path):
     with PredictionStore(tmp_path / "out", SETTINGS) as store:
         store.add([prediction("0")])
