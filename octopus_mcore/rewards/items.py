@@ -30,7 +30,7 @@ def checked(said: Any) -> Verdict:
     if said is None:
         return None
     # bool and NumPy's numbers are numbers; texts like "1" are not, though `float` would take them.
-    if isinstance(said, (str, bytes)) or not hasattr(said, "__float__") or not 0.0 <= float(said) <= 1.0:
+    if isinstance(said, (str, bytes)) or not hasattr(said, "__float__") or not 0 <= said <= 1:
         raise ValueError(f"a verdict is a number from 0 to 1, True, False or None, found {said!r:.80}")
     return float(said)
 

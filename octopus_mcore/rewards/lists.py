@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from octopus_mcore.rewards.algebra import math_equal
 from octopus_mcore.rewards.choices import WRAPPER
-from octopus_mcore.rewards.quantities import number_equal
+from octopus_mcore.rewards.quantities import number_equal, quantity
 
 MAX_ELEMENTS = 64
 """Longer lists are not compared; the answer is wrong unless it is the truth, letter for letter."""
@@ -95,7 +95,9 @@ def _equal(given: str, wanted: str) -> bool:
     given, wanted = _NAMED.sub("", given, count=1), _NAMED.sub("", wanted, count=1)
     if "".join(given.split()).casefold() == "".join(wanted.split()).casefold():
         return True
-    return number_equal(given, wanted, _TIGHT) or math_equal(given, wanted)
+    if quantity(given) and quantity(wanted):  # mathematics would overlook their units
+        return number_equal(given, wanted, _TIGHT)
+    return math_equal(given, wanted)
 
 
 def _bare(text: str) -> str:
