@@ -98,8 +98,7 @@ class ColdStartConfig(Section):
     right_first_weight: float = Field(default=1.0, ge=0)
     """Weight in the loss of the tokens of a first attempt that is right; separator and correction have 1."""
     wrong_first_weight: float = Field(default=1.0, ge=0)
-    """The same of one that is wrong: 1 teaches it, as in the paper, 0 shows it only. Most rows begin with a wrong attempt, so
-    what is taught here the policy will do at first."""
+    """The same of one that is wrong: 1 teaches it, as in the paper, 0 shows it only."""
     max_response_tokens: int | None = Field(default=None, ge=1)
     """Longest row's response, both attempts, separator and end token; null: what fits with its prompt into
     `batch.max_tokens_per_micro_batch`, which bounds it in any case."""
