@@ -82,6 +82,7 @@ def evaluate_checkpoint(
     processor = Processor.configured(folder.path, config.data)
     SpanFinder(processor.tokenizer).require_corrections(correction_keys(config, phases=False))
     sets = open_sets(config, names)
+    check_out(out, sets)
     settings = evaluation_settings(config, sets, folder.path)
     with ExitStack() as stack:
         store = stack.enter_context(PredictionStore(out, settings))
@@ -204,6 +205,19 @@ def _chunks(opened: EvaluationSet, start: int, size: int, end: int | None = None
             return
         yield rows
         start += len(rows)
+
+
+def check_out(out: str | PathLike | None, sets: Mapping[str, EvaluationSet]) -> None:
+    """Refuses a folder of results within a benchmark's folder: the benchmark's checksum would be another one from then on, and
+    the evaluation never be taken up again. Raises ValueError."""
+    for opened in sets.values():
+        folder = Path(opened.config.path or "")
+        if out is None or opened.benchmark is None or not folder.is_dir():
+            continue
+        if Path(out).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"--out {out} lies in {folder}, the folder of {opened.key}, and would change it; name another folder"
+            )
 
 
 def evaluation_settings(config: Config, sets: Mapping[str, EvaluationSet], model: Path) -> dict[str, Any]:

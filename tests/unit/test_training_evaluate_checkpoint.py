@@ -14,7 +14,7 @@ from octopus_mcore.data.images import ImageStore
 from octopus_mcore.data.processor import Processor
 from octopus_mcore.evals.predictions import read_predictions, to_line
 from octopus_mcore.rollout.embedded import EmbeddedEngine
-from octopus_mcore.training.evaluate_checkpoint import evaluate_checkpoint
+from octopus_mcore.training.evaluate_checkpoint import check_out, evaluate_checkpoint
 from octopus_mcore.training.evaluation_results import markdown, results
 from octopus_mcore.training.evaluation_sets import open_sets, sample, set_prompts
 from octopus_mcore.training.regrade import regrade
@@ -303,3 +303,14 @@ def test_the_store_is_empty_afterwards(digits_checkpoint, file, monkeypatch):
     monkeypatch.setattr(ImageStore, "__init__", noting)
     evaluate_checkpoint(digits_checkpoint, make_config(digits_checkpoint, file))
     assert [len(store) for store in stores] == [0] * len(stores) and stores
+
+
+def test_results_do_not_go_into_a_benchmarks_folder(file):
+    (of_file,) = open_sets(make_config(file.parent, file)).values()
+    check_out(file.parent / "results", {"tiny": of_file})  # only the file's bytes are in its checksum
+    of_folder = of_file.config.model_copy(update={"path": str(file.parent)})
+    opened = {"tiny": replace(of_file, config=of_folder)}
+    with pytest.raises(ValueError, match="lies in .* and would change it"):
+        check_out(file.parent / "results", opened)
+    check_out(file.parent.parent / "results", opened)
+    check_out(None, opened)
