@@ -20,6 +20,7 @@ NEAR_MISS = 0.1
 _SIMILAR = 0.6
 _AROUND_OPERATORS = re.compile(r" ?([=+\-*/]) ?")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+_HEDGED = re.compile(r"\b(?:not|or|nor|either|neither|cannot)\b|n['’]t\b", re.IGNORECASE)
 _STANDS_ALONE = re.compile(r"(?<![A-Za-z])(?![AI]\s+[a-z])[A-Z](?![A-Za-z'’])")
 _ANY_ALONE = re.compile(r"(?<![A-Z])[A-Z](?![A-Z])")
 _OPTION_WORDS = ("答案", "选择", "正确", "是", "对", "认为", "应该", "觉得")
@@ -29,24 +30,33 @@ _OPTION_WORDS += ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BE
 def ocean_equal(answer: str, truth: str) -> bool:
     """Whether an answer is right: the same text, the truth's option, or mathematically equal. May run long.
 
-    A number that the truth is may stand in a sentence ("There are 3 cats." for 3).
+    A number that the truth is may stand in a sentence ("There are 3 cats." for 3), alone: «3 or 4» and «not 3» choose nothing.
     """
     gold = _content(truth)
-    if same_answer(answer, gold) or math_equal(answer, gold):
+    if same_answer(answer, gold):
         return True
-    return _PLAIN_NUMBER.fullmatch(gold) is not None and verified(gold, answer)
+    if _PLAIN_NUMBER.fullmatch(gold) is None:
+        return math_equal(answer, gold)
+    if _HEDGED.search(answer):
+        return False
+    alone = len(set(_PLAIN_NUMBER.findall(answer))) == 1
+    return math_equal(answer, gold) or alone and verified(gold, answer)
 
 
 def same_answer(answer: str, truth: str) -> bool:
     """Whether two texts are equal but for case, spaces, dollars and a full stop, or name the same option. Never long.
 
-    An answer to an option's letter may be a sentence with one capital letter standing alone ("The answer is B.").
+    An answer to an option's letter may be a sentence with one capital letter standing alone ("The answer is B."; not "It is not
+    B.").
     """
     gold = _content(truth)
     if _plain(answer) == _plain(gold):
         return True
     option = named_choice(gold)
-    return option is not None and (choice_equal(answer, gold) or set(_STANDS_ALONE.findall(answer)) == {option})
+    if option is None:
+        return False
+    alone = set(_STANDS_ALONE.findall(answer)) == {option} and _HEDGED.search(answer) is None
+    return alone or choice_equal(answer, gold)
 
 
 def ocean_reference(response: str, truth: str) -> float:
