@@ -24,7 +24,10 @@ class Rejects:
     """
 
     def __init__(self, file: str | PathLike) -> None:
+        """Raises ValueError where there is a folder of that name."""
         self.file = Path(file)
+        if self.file.is_dir():
+            raise ValueError(f"rejects={str(file)!r} is a folder; name the file that is to list what cannot be used")
         self.errors: list[RowError] = []
 
     def write(self) -> None:

@@ -192,3 +192,9 @@ def test_keys_are_names(tmp_path, options):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "q", "answer": "1", "images": []}) + "\n")
     with pytest.raises(ValueError, match="expected names of keys"):
         RowSource(tmp_path / "rows.jsonl", **options)
+
+
+def test_a_folder_cannot_be_the_list(folder):
+    file = write(folder, [GOOD, BAD["cut"][0]])
+    with pytest.raises(ValueError, match="rejects=.* is a folder"):
+        RowSource(file, rejects=folder)
