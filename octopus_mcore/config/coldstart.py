@@ -12,12 +12,15 @@ from octopus_mcore.config.section import PluginConfig, Section
 
 def _material() -> list[str]:
     judged = "(?:correct |right |wrong |incorrect )?"
+    said, no_option = "(?:answer|attempt|solution|response|analysis)", "(?! (?:choice|option)s?\\b)"
     return [
         r"\bground[- ]truth\b",
-        r"\b(?:reference|provided|given|supplied|known|expected|previous|earlier|prior|original|initial|first) "
-        rf"{judged}(?:answer|attempt|response|reasoning)s?\b(?! (?:choice|option)s?\b)",
-        rf"\b(?:reference|provided|supplied|previous|earlier|prior) {judged}(?:solution|analysis)\b",
-        r"\bI (?:was|am|have been) (?:told|given)\b",
+        rf"\b(?:reference|provided|supplied|known|previous|earlier|prior) {judged}{said}s?\b{no_option}",
+        rf"\b(?:given|expected) {judged}(?:answer|attempt|response)s?\b{no_option}",
+        rf"\b(?:first|initial|original) {judged}(?:attempt|reasoning)s?\b",
+        rf"\bthe (?:student|user|model|assistant)['’]s {judged}{said}\b",
+        r"\bthe attempt (?:says|states|claims|is|was|has|made|got)\b",
+        rf"\bI (?:was|am|have been) (?:told|given (?:the |an? |that )?{judged}{said})\b",
         r"\bself-correct",
     ]
 
