@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -109,12 +108,17 @@ def naive(file: Path) -> list[dict[str, Any]]:
 
 def own_bytes() -> int:
     """Resident memory that is no page of a file."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+    return status_bytes("RssAnon")
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest resident memory of this program; getrusage's `ru_maxrss` begins with that of the program which started it."""
+    return status_bytes("VmHWM")
+
+
+def status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def measured(kind: str, order: str, options: argparse.Namespace) -> dict[str, float]:

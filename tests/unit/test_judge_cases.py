@@ -13,18 +13,13 @@ from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.rewards.judge import Attempt, Judge
 from octopus_mcore.rewards.judges import JUDGES
 from octopus_mcore.rewards.lists import list_equal
-from octopus_mcore.rewards.mathruler_compat import require_mathruler
 from octopus_mcore.rewards.quantities import number_equal
 
 TABLE = yaml.safe_load((Path(__file__).parents[1] / "judge_cases.yaml").read_text())
 CASES, KNOWN_WRONG = ([tuple(row) for row in TABLE[name]] for name in ("cases", "known_wrong"))
 RESPONSES = [tuple(row) for row in TABLE["responses"]]
 
-try:
-    require_mathruler()
-    ASKED = CASES + KNOWN_WRONG
-except ValueError:
-    ASKED = [case for case in CASES + KNOWN_WRONG if case[0] != "mathruler"]
+ASKED = CASES + KNOWN_WRONG
 
 
 def perturbed(judge: str, answer: str, truth: str) -> list[tuple[str, str]]:

@@ -7,14 +7,13 @@ import importlib.util
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mathruler import grader
 
 from octopus_mcore.config.rewards import RewardConfig
 from octopus_mcore.rewards import mathruler_compat
 from octopus_mcore.rewards.judge import Judge
 from octopus_mcore.rewards.judges import decide_quickly
 from octopus_mcore.rewards.styles import STYLES
-
-grader = pytest.importorskip("mathruler.grader")
 
 ANSWERS = ["1", "01", "1.0", "1/2", "2/4", r"\frac{1}{2}", "0.5", "B", "(B)", "b", "B. 1", "5 cm", "5", r"5\%", "(1,2)", "2,1"]
 ANSWERS += ["x+1", "1+x", r"\sqrt{4}", "2", "1,000", "1000", "2^{3}", "8"]
