@@ -12,6 +12,7 @@ import pytest
 from octopus_mcore.data.digits import task
 from octopus_mcore.experience.spans import SEPARATOR
 from octopus_mcore.models.hf_folder import HFFolder
+from octopus_mcore.rewards.format import attempt_answer
 from tests.engines.conftest import serving
 from tests.integration.commands import octopus, smoke_tree, succeeded, write_config
 
@@ -52,8 +53,10 @@ def check_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         first, separator, correction = (piece["text"] for piece in row["response"])
         assert row["problem"] == task.question(2) and separator == SEPARATOR and len(row["images"]) == 1
-        assert correction.startswith("<think>") and correction.endswith(f"\\boxed{{{row['answer']}}}") and first != correction
-        assert first.endswith(f"\\boxed{{{row['answer']}}}") == (row["kind"] == "cc")
+        assert correction.startswith("<think>") and first != correction
+        # A barely trained model may write something behind its box, which the format allows.
+        assert attempt_answer(correction) == row["answer"]
+        assert (attempt_answer(first) == row["answer"]) == (row["kind"] == "cc")
 
 
 def test_a_server_of_the_run_samples_first_attempts(engine_python: str, single_attempts: Path, tmp_path: Path):
