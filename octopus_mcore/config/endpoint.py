@@ -25,6 +25,10 @@ class EndpointConfig(Section):
     second, or are what the service asks for."""
 
 
+TRANSPORT = frozenset(EndpointConfig.model_fields)
+"""What says how a service is reached, and not what it answers."""
+
+
 class ChatEndpointConfig(EndpointConfig):
     """A model behind an OpenAI-compatible chat interface: SGLang, vLLM, or a provider's."""
 

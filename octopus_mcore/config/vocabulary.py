@@ -19,6 +19,9 @@ EVALUATION_METRICS = {
 }
 """What `experience.statistics.rates` reports of a training step (`train/<name>`) and of an evaluation."""
 
+IMAGE_MARKER = "<image>"
+"""Stands for an image inside a question (as in the datasets of EasyR1 and LLaMA-Factory)."""
+
 RETHINKING_WORDS = ("wait,", "wait a", "alternatively")
 """By what VL-Rethinker's released program counts second thoughts in a text, in lower case."""
 

@@ -18,9 +18,10 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from octopus_mcore.config.schema import DataConfig
+from octopus_mcore.config.vocabulary import IMAGE_MARKER
 from octopus_mcore.data.chatml import CHATML_TEMPLATE
 from octopus_mcore.data.images import ImageSource, ImageStore, Pixels, load_image_processor
-from octopus_mcore.data.row_reader import IMAGE_MARKER, Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.special_tokens import SpecialTokens, read_special_tokens, reads_images
 from octopus_mcore.experience.types import ImageRef, ProcessedImage, Prompt
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from octopus_mcore.config.vocabulary import IMAGE_MARKER
 from octopus_mcore.data.frames import VIDEO_MARKER, frames_of, interleaved, is_place
 from octopus_mcore.data.images import ImageSource
 from octopus_mcore.data.special_tokens import IMAGE_PAD
 from octopus_mcore.data.tables import Record
 from octopus_mcore.rewards.boxed import last_boxed
-
-IMAGE_MARKER = "<image>"
-"""Stands for an image inside a question (as in the datasets of EasyR1 and LLaMA-Factory)."""
 
 LayoutName = Literal["easyr1", "verl", "ocean_r1", "virl39k", "llava_cot"]
 

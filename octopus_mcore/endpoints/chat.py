@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from octopus_mcore.config.endpoint import ChatEndpointConfig
+from octopus_mcore.config.vocabulary import IMAGE_MARKER
 from octopus_mcore.endpoints.http import JsonReply, JsonService
-
-IMAGE_MARKER = "<image>"
-"""Stands for an image inside a question, as in rows."""
 
 _MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 """How an image that is no JPEG begins."""

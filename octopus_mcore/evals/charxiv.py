@@ -32,7 +32,7 @@ from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals import files
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import final_answer, yes_or_no
-from octopus_mcore.evals.metrics import accuracy, means_by_tag
+from octopus_mcore.evals.metrics import accuracy_by
 from octopus_mcore.evals.values import value_of, values_of
 from octopus_mcore.rewards.choices import WRAPPER
 
@@ -221,11 +221,6 @@ def _words(text: str) -> list[str]:
     return [_ENDINGS.sub("", word) for word in words if word not in _ARTICLES]
 
 
-def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-    """See the module."""
-    return {"accuracy": accuracy(items, scores)} | means_by_tag(items, scores, *TAGS)
-
-
 BENCHMARKS = {
     "charxiv": Benchmark(
         name="charxiv",
@@ -235,7 +230,7 @@ BENCHMARKS = {
         splits=("val",),
         read=read,
         grade=grade,
-        metrics=metrics,
+        metrics=accuracy_by(*TAGS),
         repairs=(
             Repair(
                 "lmms-eval chooses a question's instruction by `reasoning_q_source`, which tells who wrote it",

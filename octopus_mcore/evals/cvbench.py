@@ -26,9 +26,9 @@ from pathlib import Path
 
 from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
-from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
-from octopus_mcore.evals.extraction import chosen_option, final_answer
+from octopus_mcore.evals.benchmark import Benchmark, Item, Repair
 from octopus_mcore.evals.files import ImageColumn, find_file, items_of, letter_of, one_of, read_items, read_records
+from octopus_mcore.evals.grades import by_option
 from octopus_mcore.evals.metrics import accuracy, means_by_tag
 from octopus_mcore.evals.ocean import SUFFIX, field, image_column, in_verl_layout
 
@@ -121,13 +121,6 @@ def _renamed(record: Record, key: str) -> Record:
     return Record({key: record.get(key)}, record.file, record.number)
 
 
-def grade(response: str, item: Item) -> Grade:
-    """Right where the declared answer names the option of the truth."""
-    answer = final_answer(response)
-    letter = None if answer is None else chosen_option(answer, item.choices)
-    return Grade(letter, float(letter == item.truth))
-
-
 def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
     """`accuracy`, `official` where it can be told, then by task, type and source."""
     by_source = means_by_tag(items, scores, "source")
@@ -144,7 +137,7 @@ BENCHMARKS = {
         "`cvbench_test.parquet`",
         splits=("test",),
         read=read,
-        grade=grade,
+        grade=by_option,
         metrics=metrics,
         suffix=SUFFIX,
         repairs=_REPAIRS,

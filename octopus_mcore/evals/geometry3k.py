@@ -15,16 +15,14 @@ Problems that ask to round are compared with the rounded truth as they stand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from octopus_mcore.data.row_reader import IMAGE_MARKER, Row
-from octopus_mcore.data.tables import Record, RowError
-from octopus_mcore.evals.benchmark import Benchmark, Grade, Item
-from octopus_mcore.evals.extraction import final_answer
+from octopus_mcore.data.row_reader import Row, check_markers
+from octopus_mcore.data.tables import Record
+from octopus_mcore.evals.benchmark import Benchmark, Item
 from octopus_mcore.evals.files import ImageColumn, read_items, read_records, text
-from octopus_mcore.evals.metrics import accuracy
-from octopus_mcore.evals.quantities import same_quantity
+from octopus_mcore.evals.grades import by_quantity
+from octopus_mcore.evals.metrics import accuracy_by
 
 _FILES = {"test": "test-*.parquet", "validation": "validation-*.parquet"}
 
@@ -49,22 +47,8 @@ def _place(path: Path, pattern: str) -> str | Path:
 def _item(record: Record, images: ImageColumn) -> Item:
     pictures = images.of(record)
     problem = text(record, "problem")
-    if problem.count(IMAGE_MARKER) not in (0, len(pictures)):
-        raise RowError(
-            f"{record.at('problem')}: {problem.count(IMAGE_MARKER)} {IMAGE_MARKER} markers for {len(pictures)} images"
-        )
+    check_markers(problem, len(pictures), record, "problem")
     return Item(Row(f"geometry3k:{record.file.stem}-{record.number}", problem, text(record, "answer"), pictures))
-
-
-def grade(response: str, item: Item) -> Grade:
-    """Right where the declared answer is the truth as a quantity. May run long."""
-    answer = final_answer(response)
-    return Grade(answer, float(answer is not None and same_quantity(answer, item.truth)))
-
-
-def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-    """`accuracy`."""
-    return {"accuracy": accuracy(items, scores)}
 
 
 BENCHMARKS = {
@@ -74,7 +58,7 @@ BENCHMARKS = {
         source="`data/test-*.parquet` of hiyouga/geometry3k: a file, the folder, or the one above it",
         splits=tuple(_FILES),
         read=read,
-        grade=grade,
-        metrics=metrics,
+        grade=by_quantity,
+        metrics=accuracy_by(),
     )
 }

@@ -17,17 +17,15 @@ loads another class of model and samples; both are settings of an evaluation her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record
-from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
-from octopus_mcore.evals.extraction import final_answer
+from octopus_mcore.evals.benchmark import Benchmark, Item, Repair
 from octopus_mcore.evals.files import ImageColumn, find_file, read_items, read_records
-from octopus_mcore.evals.metrics import accuracy
+from octopus_mcore.evals.grades import by_quantity
+from octopus_mcore.evals.metrics import accuracy_by
 from octopus_mcore.evals.ocean import SUFFIX, field, image_column, in_verl_layout
-from octopus_mcore.evals.quantities import same_quantity
 
 _REPAIRS = (
     Repair(
@@ -66,17 +64,6 @@ def _item(record: Record, images: ImageColumn) -> Item:
     return Item(Row(f"geoqa:{name}", question, truth, images.of(record)))
 
 
-def grade(response: str, item: Item) -> Grade:
-    """Right where the declared answer is the truth as a quantity. May run long."""
-    answer = final_answer(response)
-    return Grade(answer, float(answer is not None and same_quantity(answer, item.truth)))
-
-
-def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-    """`accuracy`."""
-    return {"accuracy": accuracy(items, scores)}
-
-
 BENCHMARKS = {
     "geoqa": Benchmark(
         name="geoqa",
@@ -84,8 +71,8 @@ BENCHMARKS = {
         source="Ocean-R1's `geoqa_test_prompts.jsonl` (754) or `geoqa_test.parquet` (740); images of Geo170K beside it",
         splits=("test",),
         read=read,
-        grade=grade,
-        metrics=metrics,
+        grade=by_quantity,
+        metrics=accuracy_by(),
         suffix=SUFFIX,
         repairs=_REPAIRS,
     )

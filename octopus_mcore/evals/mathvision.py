@@ -28,7 +28,7 @@ from octopus_mcore.data.tables import Record
 from octopus_mcore.evals import files, mathematics
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
 from octopus_mcore.evals.extraction import final_answer
-from octopus_mcore.evals.metrics import accuracy, means_by_tag
+from octopus_mcore.evals.metrics import accuracy_by
 
 NAMES = {
     "test": ("test.jsonl", "data/test.jsonl", "test-*.parquet", "data/test-*.parquet", "MathVision.tsv"),
@@ -100,11 +100,6 @@ def grade(text: str, item: Item) -> Grade:
     return Grade(letter or answer, float(right))
 
 
-def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-    """See the module; VLMEvalKit's file calls the subject `category`."""
-    return {"accuracy": accuracy(items, scores)} | means_by_tag(items, scores, "level", "subject", "category")
-
-
 _TESTS = "test_evals_mathvision"
 
 BENCHMARKS = {
@@ -116,7 +111,7 @@ BENCHMARKS = {
         splits=("test", "testmini"),
         read=read,
         grade=grade,
-        metrics=metrics,
+        metrics=accuracy_by("level", "subject", "category"),
         suffix=SUFFIX,
         repairs=(
             Repair(

@@ -31,6 +31,11 @@ def means_by_tag(items: Sequence[Item], scores: Sequence[float], *keys: str) -> 
     return found
 
 
+def accuracy_by(*keys: str) -> Callable[[Sequence[Item], Sequence[float]], dict[str, float]]:
+    """Metrics of a benchmark that has no others: `accuracy`, then the means by these tags."""
+    return lambda items, scores: {"accuracy": accuracy(items, scores)} | means_by_tag(items, scores, *keys)
+
+
 def scores_by(
     items: Sequence[Item], scores: Sequence[float], group: Callable[[Item], Hashable | None]
 ) -> Mapping[Hashable, list[float]]:

@@ -22,14 +22,14 @@ words, alone or within the declared answer unless that says "not" or "or".
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from octopus_mcore.config.vocabulary import IMAGE_MARKER
 from octopus_mcore.data.images import ImageSource
-from octopus_mcore.data.row_reader import IMAGE_MARKER, Row
+from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record, RowError
 from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
-from octopus_mcore.evals.extraction import chosen_option, final_answer
+from octopus_mcore.evals.extraction import final_answer
 from octopus_mcore.evals.files import (
     ImageColumn,
     items_of,
@@ -41,7 +41,8 @@ from octopus_mcore.evals.files import (
     read_records,
     text,
 )
-from octopus_mcore.evals.metrics import accuracy, means_by_tag
+from octopus_mcore.evals.grades import by_option
+from octopus_mcore.evals.metrics import accuracy_by
 from octopus_mcore.evals.openanswers import open_answer_right
 
 DISCIPLINES = {
@@ -200,18 +201,12 @@ def _with_images(record: Record, question: str, pictures: dict[int, ImageSource]
 
 def grade(response: str, item: Item) -> Grade:
     """Right where the declared answer names the truth's option, or is one of the truths of an open question. May run long."""
+    if item.choices:
+        return by_option(response, item)
     answer = final_answer(response)
     if answer is None:
         return Grade(None, 0.0)
-    if item.choices:
-        letter = chosen_option(answer, item.choices)
-        return Grade(letter, float(letter == item.truth))
     return Grade(answer, float(any(open_answer_right(answer, truth) for truth in item.facts["truths"])))
-
-
-def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-    """`accuracy`, then by discipline and subject."""
-    return {"accuracy": accuracy(items, scores)} | means_by_tag(items, scores, "discipline", "subject")
 
 
 BENCHMARKS = {
@@ -223,7 +218,7 @@ BENCHMARKS = {
         splits=("validation", "dev"),
         read=read,
         grade=grade,
-        metrics=metrics,
+        metrics=accuracy_by("discipline", "subject"),
         repairs=_REPAIRS,
     )
 }

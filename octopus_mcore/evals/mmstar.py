@@ -17,14 +17,12 @@ Metric: `accuracy`, then by the six categories (250 questions each) and by `l2_c
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
 from octopus_mcore.data.row_reader import Row
 from octopus_mcore.data.tables import Record
-from octopus_mcore.evals.benchmark import Benchmark, Grade, Item, Repair
-from octopus_mcore.evals.extraction import chosen_option, final_answer
+from octopus_mcore.evals.benchmark import Benchmark, Item, Repair
 from octopus_mcore.evals.files import (
     ImageColumn,
     find_file,
@@ -36,7 +34,8 @@ from octopus_mcore.evals.files import (
     read_records,
     text,
 )
-from octopus_mcore.evals.metrics import accuracy, means_by_tag
+from octopus_mcore.evals.grades import by_option
+from octopus_mcore.evals.metrics import accuracy_by
 
 REQUEST = "Please select the correct answer from the options above."
 
@@ -90,18 +89,6 @@ def inline_options(question: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts[2::2]) if "".join(parts[1::2]) == _LETTERS and not parts[0].strip() else ()
 
 
-def grade(response: str, item: Item) -> Grade:
-    """Right where the declared answer names the option of the truth."""
-    answer = final_answer(response)
-    letter = None if answer is None else chosen_option(answer, item.choices)
-    return Grade(letter, float(letter == item.truth))
-
-
-def metrics(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-    """`accuracy`, then by category and l2_category."""
-    return {"accuracy": accuracy(items, scores)} | means_by_tag(items, scores, "category", "l2_category")
-
-
 BENCHMARKS = {
     "mmstar": Benchmark(
         name="mmstar",
@@ -109,8 +96,8 @@ BENCHMARKS = {
         source="`MMStar.tsv` or `mmstar.parquet` of Lin-Chen/MMStar; the file or its folder",
         splits=("val",),
         read=read,
-        grade=grade,
-        metrics=metrics,
+        grade=by_option,
+        metrics=accuracy_by("category", "l2_category"),
         repairs=_REPAIRS,
     )
 }

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from octopus_mcore.config.describe import resolved_yaml
+from octopus_mcore.config.endpoint import TRANSPORT
 from octopus_mcore.config.evaluation_checks import check_evaluation
 from octopus_mcore.config.load import ConfigError
 from octopus_mcore.config.rollout_checks import correction_keys
@@ -242,8 +243,7 @@ def answer_settings(config: Config) -> dict[str, Any]:
 
 def grading_settings(config: Config, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
     """The sets with their files' checksums, and how answers are judged."""
-    of_services = {"url", "api_key_variable", "concurrency", "timeout_seconds", "retries"}
-    left_out = {"workers": True, "llm": of_services, "http": of_services}
+    left_out = {"workers": True, "llm": TRANSPORT, "http": TRANSPORT}
     return {
         "rewards": config.rewards.model_dump(exclude=left_out),
         "sets": {name: _set_settings(opened) for name, opened in sets.items()},

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from octopus_mcore.data.tables import RowError
-from octopus_mcore.evals.charxiv import grade, metrics, read, same_terms, same_words
+from octopus_mcore.evals.charxiv import BENCHMARKS, grade, read, same_terms, same_words
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import by_id, png, png_base64, write_json, write_parquet, write_tsv
 
@@ -180,7 +180,7 @@ def test_missing_columns_broken_pictures_and_double_ids_are_told(tmp_path):
 
 
 def test_metrics_by_hand(items):
-    found = metrics(list(items.values()), [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.5])
+    found = BENCHMARKS["charxiv"].metrics(list(items.values()), [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.5])
     assert next(iter(found)) == "accuracy" and found["accuracy"] == 6.5 / 11
     assert found["answer_type/text-in-chart"] == 3 / 5 and found["answer_type/text-in-general"] == 1
     assert found["answer_type/number-in-chart"] == 0 and found["answer_type/number-in-general"] == 0.75

@@ -7,7 +7,8 @@ import pytest
 from octopus_mcore.data.rows import Row
 from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
-from octopus_mcore.evals.cvbench import grade, metrics, read
+from octopus_mcore.evals.cvbench import metrics, read
+from octopus_mcore.evals.grades import by_option as grade
 from octopus_mcore.evals.ocean import SUFFIX
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import png, write_jsonl, write_parquet

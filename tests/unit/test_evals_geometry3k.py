@@ -5,7 +5,8 @@ import pytest
 from octopus_mcore.data.rows import Row
 from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
-from octopus_mcore.evals.geometry3k import grade, metrics, read
+from octopus_mcore.evals.geometry3k import BENCHMARKS, read
+from octopus_mcore.evals.grades import by_quantity as grade
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import png, write_parquet
 
@@ -84,4 +85,4 @@ def test_graded_by_hand(truth, response, right):
 
 
 def test_metrics_by_hand():
-    assert metrics([_item("3")] * 3, [1.0, 1.0, 0.25]) == {"accuracy": 0.75}
+    assert BENCHMARKS["geometry3k"].metrics([_item("3")] * 3, [1.0, 1.0, 0.25]) == {"accuracy": 0.75}

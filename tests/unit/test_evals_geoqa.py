@@ -8,7 +8,8 @@ import pytest
 from octopus_mcore.data.rows import Row
 from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
-from octopus_mcore.evals.geoqa import BENCHMARKS, grade, metrics, read
+from octopus_mcore.evals.geoqa import BENCHMARKS, read
+from octopus_mcore.evals.grades import by_quantity as grade
 from octopus_mcore.evals.ocean import SUFFIX
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import png, write_jsonl, write_parquet
@@ -134,4 +135,4 @@ def test_truths_as_the_file_writes_them():
 
 
 def test_metrics_by_hand():
-    assert metrics([_item("1")] * 4, [1.0, 0.0, 0.5, 0.0]) == {"accuracy": 0.375}
+    assert BENCHMARKS["geoqa"].metrics([_item("1")] * 4, [1.0, 0.0, 0.5, 0.0]) == {"accuracy": 0.375}

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from octopus_mcore.data.tables import RowError
-from octopus_mcore.evals.mathvision import grade, metrics, read
+from octopus_mcore.evals.mathvision import BENCHMARKS, grade, read
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import by_id, png, png_base64, write_jsonl, write_parquet, write_tsv
 
@@ -147,7 +147,7 @@ def test_missing_columns_broken_pictures_and_double_ids_are_told(tmp_path):
 
 def test_metrics_by_hand(items):
     chosen = [items[name] for name in ("1", "2", "3", "4")]
-    found = metrics(chosen, [1.0, 0.0, 0.5, 1.0])
+    found = BENCHMARKS["mathvision"].metrics(chosen, [1.0, 0.0, 0.5, 1.0])
     assert next(iter(found)) == "accuracy" and found["accuracy"] == 0.625
     assert (found["level/1"], found["level/2"], found["level/5"]) == (0, 0.75, 1)
     assert found["subject/arithmetic"] == 2 / 3 and found["subject/logic"] == 0.5

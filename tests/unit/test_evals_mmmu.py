@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from octopus_mcore.data.rows import Row
 from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
-from octopus_mcore.evals.mmmu import REQUEST, SUBJECTS, grade, metrics, read
+from octopus_mcore.evals.mmmu import BENCHMARKS, REQUEST, SUBJECTS, grade, read
 from octopus_mcore.evals.openanswers import open_answer_right, same_number
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import png, png_base64, write_parquet, write_tsv
@@ -248,7 +248,7 @@ def test_metrics_by_hand():
         Item(Row(f"mmmu:{number}", "?", "A"), ("a", "b"), {"discipline": SUBJECTS[subject], "subject": subject})
         for number, subject in enumerate(subjects)
     ]
-    assert metrics(items, [1.0, 0.0, 1.0, 0.5]) == {
+    assert BENCHMARKS["mmmu"].metrics(items, [1.0, 0.0, 1.0, 0.5]) == {
         "accuracy": 0.625,
         "discipline/Art and Design": 0.5,
         "discipline/Science": 0.75,

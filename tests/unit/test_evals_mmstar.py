@@ -5,7 +5,8 @@ import pytest
 from octopus_mcore.data.rows import Row
 from octopus_mcore.data.tables import RowError
 from octopus_mcore.evals.benchmark import Item
-from octopus_mcore.evals.mmstar import REQUEST, grade, inline_options, metrics, read
+from octopus_mcore.evals.grades import by_option as grade
+from octopus_mcore.evals.mmstar import BENCHMARKS, REQUEST, inline_options, read
 from octopus_mcore.evals.registry import benchmark
 from tests.benchmark_files import png, png_base64, write_parquet, write_tsv
 
@@ -135,7 +136,7 @@ def test_metrics_by_hand():
         Item(Row(f"mmstar:{number}", "?", "A"), ("a", "b"), {"category": category, "l2_category": l2})
         for number, (category, l2) in enumerate(tags)
     ]
-    assert metrics(items, [1.0, 0.5, 0.0, 1.0]) == {
+    assert BENCHMARKS["mmstar"].metrics(items, [1.0, 0.5, 0.0, 1.0]) == {
         "accuracy": 0.625,
         "category/logic": 1.0,
         "category/math": 0.5,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ _LONGEST_CELL = 2**31 - 1
 _BOM = b"\xef\xbb\xbf"
 
 
-class _IndexedText:
+class _IndexedText(ABC):
     """Random access to the records of a text file by their offsets in bytes."""
 
     def __init__(self, file: Path) -> None:
@@ -46,20 +47,20 @@ class _IndexedText:
         """See `Table.boundaries`."""
         return np.array([0, len(self)], dtype=np.int64)
 
-    def remember(self, pieces: Pieces) -> None:
+    def remember(self, pieces: Pieces) -> None:  # noqa: B027 (nothing to do is an answer)
         """See `Table.remember`: nothing is kept."""
 
     def _at(self, stream: BinaryIO, index: int) -> Record:
         stream.seek(int(self._offsets[index]))
         return self._record(stream, index, int(self._numbers[index]))
 
+    @abstractmethod
     def _index(self) -> Iterator[tuple[int, int]]:
         """Offset and number of every record."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _record(self, stream: BinaryIO, index: int, number: int) -> Record:
         """The record that begins where the stream stands. Raises `RowError`."""
-        raise NotImplementedError
 
 
 class JsonlTable(_IndexedText):

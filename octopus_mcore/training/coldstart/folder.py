@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octopus_mcore.config.endpoint import TRANSPORT
 from octopus_mcore.config.schema import Config
 from octopus_mcore.data.instructions import THINK_SUFFIX
 from octopus_mcore.observe.run_dir import write_atomically
 from octopus_mcore.training.coldstart.wording import CORRECTION_PROMPT
 
 _ABSENT = "(absent)"
-_TRANSPORT = {"url", "api_key_variable", "concurrency", "timeout_seconds", "retries"}
-"""Settings of an endpoint that decide how it is reached and not what it answers."""
 
 
 class OtherConfiguration(ValueError):
@@ -128,7 +127,7 @@ class OutputFolder:
 def made_with(config: Config) -> dict[str, Any]:
     """Everything in the configuration that decides the rows, and nothing else: where servers are, how many requests are under
     way and how long they are waited for may change. Texts that the program itself brings are written out."""
-    section = config.coldstart.model_dump(mode="json", exclude={"output": True, "corrector": {"endpoint": _TRANSPORT}})
+    section = config.coldstart.model_dump(mode="json", exclude={"output": True, "corrector": {"endpoint": TRANSPORT}})
     section["instruction"] = instruction_of(config)
     if section["source"] is None:
         section["source"] = config.data.train.model_dump(mode="json")
@@ -141,7 +140,7 @@ def made_with(config: Config) -> dict[str, Any]:
         "batch": {"max_tokens_per_micro_batch": config.batch.max_tokens_per_micro_batch, "multiple": config.token_multiple},
         "rollout": {"engine": config.rollout.engine},
         "rewards": config.rewards.model_dump(
-            mode="json", exclude={"workers": True, "timeout_seconds": True, "llm": _TRANSPORT, "http": _TRANSPORT}
+            mode="json", exclude={"workers": True, "timeout_seconds": True, "llm": TRANSPORT, "http": TRANSPORT}
         ),
         "coldstart": section,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from octopus_mcore.endpoints.chat import IMAGE_MARKER
+from octopus_mcore.config.vocabulary import IMAGE_MARKER
 
 _PLACEHOLDER = re.compile(r"\{(question|first|truth)\}")
 
